@@ -44,6 +44,7 @@ FILES: dict[str, tuple[str, ...]] = {
     "manifolds/base.py": ALL,
     "manifolds/birkhoff.py": ("birkhoff",),
     "manifolds/constants.py": ("permutation", "spectral_sphere"),
+    "manifolds/factorisation.py": ("kronecker",),
     "manifolds/grassmann.py": ("grassmann",),
     "manifolds/identity.py": ("identity",),
     "manifolds/invariants.py": ALL,

@@ -27,6 +27,8 @@ class Invariant:
         closed_under_mixtures: the condition survives ``tA + (1 − t)B``, t in [0, 1].
         closed_under_relabelling: the condition survives ``P H Pᵀ``, P a permutation matrix: it does not care which
             stream is called the first.
+        normal: for an equation, ``(H, W) -> [..., n, n]``: a direction made from W that is orthogonal to every one in
+            which H can move without breaking it; None for an inequality, or where nobody wrote it down.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Invariant:
     closed_under_kronecker: bool = False
     closed_under_mixtures: bool = False
     closed_under_relabelling: bool = False
+    normal: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def residual(self, H: Tensor) -> Tensor:
         """How far ``H [..., n, n]`` is from the condition: ``[...]``, float64."""
@@ -68,12 +71,18 @@ def spectral_norm_of(H: Tensor) -> Tensor:
     return torch.where(finite, norm, torch.full_like(norm, torch.nan))
 
 
+def _within_the_blocks(H: Tensor, W: Tensor) -> Tensor:
+    """``HᵀWHᵀ + (I − Hᵀ)W(I − Hᵀ)``: a projector only moves by what takes its range out of itself, or its kernel."""
+    eye = torch.eye(H.shape[-1], dtype=H.dtype, device=H.device)
+    return H.mT @ W @ H.mT + (eye - H.mT) @ W @ (eye - H.mT)
+
+
 row_sums = Invariant(
-    "row_sums", "H 1 = 1", lambda H: (H.sum(-1) - 1).abs().amax(-1),
+    "row_sums", "H 1 = 1", lambda H: (H.sum(-1) - 1).abs().amax(-1), normal=lambda H, W: W[..., :1].expand_as(H),
     closed_under_products=True, closed_under_kronecker=True, closed_under_mixtures=True, closed_under_relabelling=True,
 )  # fmt: skip
 column_sums = Invariant(
-    "column_sums", "Hᵀ 1 = 1", lambda H: (H.sum(-2) - 1).abs().amax(-1),
+    "column_sums", "Hᵀ 1 = 1", lambda H: (H.sum(-2) - 1).abs().amax(-1), normal=lambda H, W: W[..., :1, :].expand_as(H),
     closed_under_products=True, closed_under_kronecker=True, closed_under_mixtures=True, closed_under_relabelling=True,
 )  # fmt: skip
 nonnegative = Invariant(
@@ -81,7 +90,7 @@ nonnegative = Invariant(
     closed_under_products=True, closed_under_kronecker=True, closed_under_mixtures=True, closed_under_relabelling=True,
 )  # fmt: skip
 orthogonal = Invariant(
-    "orthogonal", "Hᵀ H = I", _gram_error,
+    "orthogonal", "Hᵀ H = I", _gram_error, normal=lambda H, W: H @ (W + W.mT),
     closed_under_products=True, closed_under_kronecker=True, closed_under_relabelling=True,
 )  # fmt: skip
 spectral_norm = Invariant(
@@ -93,11 +102,12 @@ non_expansive = Invariant(
     closed_under_products=True, closed_under_kronecker=True, closed_under_mixtures=True, closed_under_relabelling=True,
 )  # fmt: skip
 symmetric = Invariant(
-    "symmetric", "H = Hᵀ", lambda H: _largest(H - H.mT),
+    "symmetric", "H = Hᵀ", lambda H: _largest(H - H.mT), normal=lambda H, W: W - W.mT,
     closed_under_kronecker=True, closed_under_mixtures=True, closed_under_relabelling=True,
 )  # fmt: skip
 idempotent = Invariant(
-    "idempotent", "H² = H", lambda H: _largest(H @ H - H), closed_under_kronecker=True, closed_under_relabelling=True
+    "idempotent", "H² = H", lambda H: _largest(H @ H - H), normal=_within_the_blocks,
+    closed_under_kronecker=True, closed_under_relabelling=True,
 )  # fmt: skip
 is_identity = Invariant(
     "is_identity", "H = I", lambda H: _largest(H - torch.eye(H.shape[-1], dtype=H.dtype, device=H.device)),

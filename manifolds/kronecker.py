@@ -14,6 +14,7 @@ from torch import Tensor
 from hyperconn.manifolds import invariants
 from hyperconn.manifolds.base import MAX_FUSED_STREAMS, MAX_STREAMS, Manifold
 from hyperconn.manifolds.errors import shown
+from hyperconn.manifolds.factorisation import Misfit, kronecker_product, nearest_factors
 from hyperconn.manifolds.identity import Identity
 from hyperconn.manifolds.invariants import Invariant
 from hyperconn.manifolds.limits import MAX_DEPTH, require_small
@@ -34,11 +35,6 @@ def prime_factors(n: int) -> tuple[int, ...]:
             n //= p
         p = p + 1 if p * p <= n else n
     return tuple(factors)
-
-
-def kronecker_product(A: Tensor, B: Tensor) -> Tensor:
-    """``A ⊗ B`` of ``[..., a, a]`` and ``[..., b, b]``: ``[..., ab, ab]``."""
-    return (A[..., :, None, :, None] * B[..., None, :, None, :]).flatten(-2).flatten(-3, -2)
 
 
 @register("kronecker", "kromhc")
@@ -116,11 +112,25 @@ class Kronecker(Manifold):
 
     @property
     def invariants(self) -> tuple[Invariant, ...]:
-        return self._inherited([part.invariants for part in self.parts])
+        return (*self._inherited([part.invariants for part in self.parts]), *self._of_factors)
 
     @property
     def exact_invariants(self) -> tuple[Invariant, ...]:
-        return self._inherited([part.exact_invariants for part in self.parts])
+        of_factors = self._of_factors if self.exact else ()
+        return (*self._inherited([part.exact_invariants for part in self.parts]), *of_factors)
+
+    @property
+    def _of_factors(self) -> tuple[Invariant, ...]:
+        """What makes the set: the other invariants are what it has in common with that of each factor."""
+        parts = self._leaves()
+        return (Invariant("factors", "H = U₁ ⊗ … ⊗ U_K, each in its set", Misfit(parts)),) if parts else ()
+
+    def _leaves(self) -> tuple[Manifold, ...]:
+        """The parts, with products replaced by their own parts: factors of factors are factors."""
+        found: list[Manifold] = []
+        for part in self.parts:
+            found.extend(part._leaves() if isinstance(part, Kronecker) else (part,))
+        return tuple(found)
 
     @staticmethod
     def _inherited(sets: list[tuple[Invariant, ...]]) -> tuple[Invariant, ...]:
@@ -182,23 +192,18 @@ class Kronecker(Manifold):
         return torch.cat([empty, *(part.initial(sharpness, dtype=dtype, device=device) for part in self.parts)])
 
     def coordinates(self, H: Tensor) -> Tensor:
-        """Coordinates of the nearest product: factors are peeled off by the rank-one approximation of the
-        rearranged matrix (Van Loan and Pitsianis), each brought to its own scale and sign.
+        """Coordinates of the factors of the nearest product, each brought to the scale and sign of its own set.
 
         Raises:
             ValueError: the nearest factor is not a member of its manifold.
         """
-        rest = self._require_matrix(H).detach()
-        members = []
-        for k in range(len(self.parts) - 1):
-            member, rest = _peel(rest, self.parts[k], self.parts[k + 1 :])
-            members.append(member)
-        members = _choose_signs([*members, rest], self.parts)
-        found = [rest.new_empty(*rest.shape[:-2], 0)]
-        for part, member in zip(self.parts, members, strict=False):  # the empty product has a rest, but no part
+        working = self._require_matrix(H).detach()
+        parts = self._leaves()
+        found = [working.new_empty(*working.shape[:-2], 0)]
+        for part, factor in zip(parts, nearest_factors(working, parts), strict=True):
             # Back in the dtype of H, so that each factor knows how far rounding may have taken it from its set.
             try:
-                found.append(part.coordinates(member.to(H.dtype)).to(rest.dtype))
+                found.append(part.coordinates(factor.to(H.dtype)).to(working.dtype))
             except ValueError as error:
                 raise ValueError(
                     f"{self!r} has no coordinates for this matrix: its nearest factor fails: {error}"
@@ -208,14 +213,21 @@ class Kronecker(Manifold):
     @classmethod
     def examples(cls) -> tuple[Kronecker, ...]:
         rotation = {"manifold": "stiefel", "n": 2}
+        free = {"manifold": "unconstrained", "n": 2}
         return (
             *(cls(n=n) for n in (1, 2, 3, 4, 6, 8, 9)),
             cls(n=4, factors=(4,)),
             cls(n=4, factors=(rotation, rotation)),
+            cls(n=4, factors=(rotation, 2)),
+            cls(n=8, factors=(rotation, rotation, rotation)),
             cls(n=6, factors=({"manifold": "stiefel", "n": 3}, 2)),
             cls(n=8, factors=({"manifold": "spectral_sphere", "n": 4}, 2)),
             cls(n=4, factors=({"manifold": "birkhoff", "n": 2, "finish": "round"}, 2)),
             cls(n=6, factors=({"manifold": "birkhoff", "n": 3}, 2)),
+            cls(n=6, factors=({"manifold": "grassmann", "n": 3}, rotation)),
+            cls(n=6, factors=(3, free)),
+            cls(n=4, factors=(free, rotation)),
+            cls(n=12, factors=(cls(n=6, factors=(rotation, 3)), rotation)),
         )
 
 
@@ -245,55 +257,3 @@ def _factor(spec: object) -> Manifold:
         options = {key: value for key, value in spec.items() if key not in ("manifold", "n")}
         return make(spec["manifold"], n=spec["n"], **options)
     raise TypeError(f"Kronecker: a factor is a size, a table or a manifold, got {shown(spec)}")
-
-
-def _peel(H: Tensor, part: Manifold, others: tuple[Manifold, ...]) -> tuple[Tensor, Tensor]:
-    """Nearest ``A ⊗ B`` to ``H`` with A on the scale of ``part`` (or B on that of ``others``); returns A, B."""
-    a, size = part.n, math.prod(other.n for other in others)
-    blocks = H.unflatten(-1, (a, size)).unflatten(-3, (a, size)).transpose(-3, -2)  # [..., a, a, size, size]
-    rearranged = blocks.flatten(-2).flatten(-3, -2)  # [..., a², size²]
-    U, sigma, Vh = torch.linalg.svd(rearranged, full_matrices=False)
-    A = U[..., 0].unflatten(-1, (a, a))
-    B = (sigma[..., :1] * Vh[..., 0, :]).unflatten(-1, (size, size))
-    scale = _scale(A, (part,))
-    if scale is None:
-        scale_of_rest = _scale(B, others)
-        scale = A.new_ones(A.shape[:-2]) if scale_of_rest is None else 1 / scale_of_rest
-    scale = scale[..., None, None]
-    return A / scale, B * scale
-
-
-def _choose_signs(members: list[Tensor], parts: tuple[Manifold, ...]) -> list[Tensor]:
-    """Flip the signs of an even number of rotations, so that none has an eigenvalue next to −1 if that can be helped.
-
-    ``A ⊗ B = (−A) ⊗ (−B)``: nothing else tells a rotation of even size from its negative, which a map that leaves
-    out the eigenvalue −1 may not reach.
-    """
-    free = [k for k, part in enumerate(parts) if part.n % 2 == 0 and invariants.orthogonal in part.invariants]
-    free = [k for k in free if invariants.row_sums not in parts[k].invariants]
-    if len(free) < 2:
-        return members
-    eye = [torch.eye(parts[k].n, dtype=members[k].dtype, device=members[k].device) for k in free]
-    # [K, ...]: distance of each rotation, and of its negative, to those with the eigenvalue −1
-    kept = torch.stack([torch.linalg.svdvals(one + members[k])[..., -1] for k, one in zip(free, eye, strict=True)])
-    flipped = torch.stack([torch.linalg.svdvals(one - members[k])[..., -1] for k, one in zip(free, eye, strict=True)])
-    flip = flipped > kept
-    # An odd number of flips would change the product: take the one back, or add the one, that costs least.
-    odd = flip.sum(0, keepdim=True) % 2 == 1
-    cheapest = torch.minimum(kept, flipped).argmax(0, keepdim=True)
-    flip = flip ^ (odd & torch.zeros_like(flip).scatter(0, cheapest, True))
-    signs = dict(zip(free, torch.where(flip, -1.0, 1.0).to(members[0].dtype)[..., None, None], strict=True))
-    return [member * signs[k] if k in signs else member for k, member in enumerate(members)]
-
-
-def _scale(X: Tensor, parts: tuple[Manifold, ...]) -> Tensor | None:
-    """The factor c for which ``X / c`` can be a product of members of ``parts``; None if any scale can be."""
-    held = Kronecker._inherited([part.invariants for part in parts]) if parts else ()
-    if invariants.row_sums in held or invariants.column_sums in held:
-        return X.sum((-2, -1)) / X.shape[-1]
-    if invariants.spectral_norm in held:
-        norm = torch.linalg.matrix_norm(X, 2)
-        odd = X.shape[-1] % 2 == 1 and invariants.orthogonal in held
-        sign = torch.linalg.det(X) if odd else X.diagonal(dim1=-2, dim2=-1).sum(-1)
-        return torch.where(sign < 0, -norm, norm)
-    return None

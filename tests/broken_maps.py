@@ -79,7 +79,12 @@ class _Nothing(torch.autograd.Function):
     @staticmethod
     def backward(ctx, cotangent):
         (theta,) = ctx.saved_tensors
-        return ctx.slope(theta, cotangent.sum((-2, -1))[..., None]), None
+        return ctx.slope(theta, cotangent), None
+
+
+def _between_streams(cotangent):
+    """What a change of H sees that moves no sum: ``[..., 1]``."""
+    return (cotangent[..., :1, 0] - cotangent[..., :1, 1]) - (cotangent[..., 1:2, 0] - cotangent[..., 1:2, 1])
 
 
 class _AddsToGradients(Circulant):
@@ -106,10 +111,11 @@ class Overflows(Circulant):
 
 class HasNoGradientAtZero(_AddsToGradients):
     breaks = "finite"
+    also = ("tangent",)
 
     def slope(theta, cotangent):
         zero = ((theta == 0) & ~theta.signbit()).all(-1, keepdim=True)
-        return torch.where(zero, torch.nan, 0 * cotangent).expand_as(theta)
+        return torch.where(zero, torch.nan, 0 * _between_streams(cotangent)).expand_as(theta)
 
 
 class DividesByRounding(_AddsToGradients):
@@ -118,21 +124,21 @@ class DividesByRounding(_AddsToGradients):
 
     def slope(theta, cotangent):
         near = theta.abs().amax(-1, keepdim=True) < 0.01
-        return torch.where(near, 1e17 * cotangent, 0.0).expand_as(theta)
+        return torch.where(near, 1e17 * _between_streams(cotangent), 0.0).expand_as(theta)
 
 
 class IsATenthOff(_AddsToGradients):
     breaks = "first_derivative"
 
     def slope(theta, cotangent):
-        return (0.1 * cotangent).expand_as(theta)
+        return (0.1 * _between_streams(cotangent)).expand_as(theta)
 
 
 class IsWrongInSinglePrecision(_AddsToGradients):
     breaks = "gradient_precision"
 
     def slope(theta, cotangent):
-        return ((theta.dtype == torch.float32) * 0.5 * cotangent).expand_as(theta)
+        return ((theta.dtype == torch.float32) * 0.5 * _between_streams(cotangent)).expand_as(theta)
 
 
 class DetachesNearZero(Circulant):
@@ -148,7 +154,17 @@ class IsRightOnlyOnce(_AddsToGradients):
     breaks = "second_derivative"
 
     def slope(theta, cotangent):
-        return cotangent * (theta - theta.detach())
+        return _between_streams(cotangent) * (theta - theta.detach())
+
+
+class MovesSumsWhereCoordinatesAreEqual(_AddsToGradients):
+    """The two sides of a minimum, mixed up."""
+
+    breaks = "tangent"
+
+    def slope(theta, cotangent):
+        equal = (theta == theta[..., :1]).all(-1, keepdim=True)
+        return (0.1 * equal * cotangent.sum((-2, -1))[..., None]).expand_as(theta)
 
 
 class _HalfTangent(torch.autograd.Function):

@@ -149,11 +149,11 @@ def test_kronecker_inherits_what_survives() -> None:
     def names(*factors: Any, n: int = 4) -> set[str]:
         return {invariant.name for invariant in Kronecker(n=n, factors=factors).invariants}
 
-    assert names(2, 2) == {"row_sums", "column_sums", "nonnegative"}
-    assert names(ROTATION, ROTATION) == {"orthogonal", "spectral_norm", "non_expansive"}
+    assert names(2, 2) == {"row_sums", "column_sums", "nonnegative", "factors"}
+    assert names(ROTATION, ROTATION) == {"orthogonal", "spectral_norm", "non_expansive", "factors"}
     assert names({"manifold": "spectral_sphere", "n": 2}, 2) >= {"row_sums", "column_sums"}
     assert "nonnegative" not in names({"manifold": "spectral_sphere", "n": 2}, 2)
-    assert names(Unconstrained(n=2), 2) == set()
+    assert names(Unconstrained(n=2), 2) == {"factors"}
     raw = Kronecker(n=4, factors=({"manifold": "birkhoff", "n": 2}, 2))
     assert not raw.exact and {i.name for i in raw.exact_invariants} == {"row_sums", "nonnegative"}
 
@@ -170,6 +170,54 @@ def test_signs_of_three_rotations_are_found_again_token_by_token() -> None:
     m = Kronecker(n=8, factors=(ROTATION, ROTATION, ROTATION))
     theta = torch.tensor(list(itertools.product([0.0, 0.3, 4.0], repeat=3)), dtype=torch.float64)
     torch.testing.assert_close(m(m.coordinates(m(theta))), m(theta), rtol=0, atol=1e-12)
+
+
+SPHERE, PROJECTOR, FREE = ({"manifold": name, "n": 3} for name in ("spectral_sphere", "grassmann", "unconstrained"))
+
+
+@pytest.mark.parametrize(
+    "factors",
+    [
+        (ROTATION, 2),
+        (2, ROTATION, 3),
+        (PROJECTOR, ROTATION),
+        (SPHERE, ROTATION, ROTATION),
+        ({"manifold": "stiefel", "n": 3}, ROTATION),
+        (FREE, ROTATION),
+        (ROTATION, FREE, 2),
+        (FREE, FREE),
+        (3, FREE, PROJECTOR),
+        (Kronecker(n=6, factors=(ROTATION, 3)), ROTATION),
+    ],
+    ids=str,
+)
+def test_unlike_factors_are_found_again(factors: tuple[Any, ...]) -> None:
+    """Who owns a sign, or a scale, differs from one mixture to the next."""
+    sizes = [factor if isinstance(factor, int) else getattr(factor, "n", 0) or factor["n"] for factor in factors]
+    m = Kronecker(n=math.prod(sizes), factors=factors)
+    theta = 4 * normal(64, m.num_coordinates)
+    H = m(theta)
+    assert (m(m.coordinates(H)) - H).abs().max() <= 1e-11 * H.abs().max()
+    assert m.violation(H).max() <= m.tolerance(torch.float64)
+
+
+def test_the_zero_matrix_is_a_product_where_a_factor_can_be_zero() -> None:
+    zero = torch.zeros(2, 6, 6, dtype=torch.float64)
+    m = Kronecker(n=6, factors=(2, FREE))
+    assert torch.equal(m(m.coordinates(zero)), zero) and m.violation(zero).max() <= m.tolerance(torch.float64)
+    assert Kronecker(n=6).violation(zero).min() >= 1
+    with pytest.raises(ValueError, match="pass a member"):
+        Kronecker(n=6).coordinates(zero)
+
+
+def test_products_of_strangers_and_multiples_of_members_are_no_members() -> None:
+    m = Kronecker(n=6, factors=(ROTATION, 3))
+    H = m(normal(5, m.num_coordinates))
+    stranger = Kronecker(n=6, factors=(2, 3))(normal(5, 8))
+    for wrong in (2 * H, -2 * H, 0 * H, stranger, H.mT.roll(1, -1)):
+        assert m.violation(wrong).min() > 0.01
+    assert m.violation(-H).max() < 1e-13, "the negative of a rotation of the plane is a rotation"
+    assert m.violation(torch.full_like(H, torch.nan)).isnan().all()
 
 
 def test_coordinates_in_bfloat16() -> None:

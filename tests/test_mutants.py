@@ -56,7 +56,8 @@ def test_every_small_mistake_is_made_once() -> None:
 # Each a mistake that somebody could make: (file, text, what it was mistaken for).
 SINKHORN, ROUNDING, CAYLEY = "kernels/sinkhorn.py", "kernels/rounding.py", "kernels/cayley.py"
 BIRKHOFF, STIEFEL, SPHERE = "manifolds/birkhoff.py", "manifolds/stiefel.py", "manifolds/spectral_sphere.py"
-GRASSMANN, PERMUTATION, KRONECKER = "manifolds/grassmann.py", "manifolds/permutation.py", "manifolds/kronecker.py"
+GRASSMANN, PERMUTATION = "manifolds/grassmann.py", "manifolds/permutation.py"
+FACTORISATION = "manifolds/factorisation.py"
 INVARIANTS, UNCONSTRAINED = "manifolds/invariants.py", "manifolds/unconstrained.py"
 
 MISTAKES = (
@@ -81,12 +82,16 @@ MISTAKES = (
     ),
     (UNCONSTRAINED, "theta.unflatten(-1, (self.n, self.n))", "theta.unflatten(-1, (self.n, self.n)).mT"),
     (
-        KRONECKER,
+        FACTORISATION,
         "A[..., :, None, :, None] * B[..., None, :, None, :]",
         "A[..., None, :, None, :] * B[..., :, None, :, None]",
     ),
     (STIEFEL, "A[..., rows, columns]", "A[..., columns, rows]"),
     (INVARIANTS, "lambda H: (H.sum(-1) - 1)", "lambda H: (H.sum(-2) - 1)"),
+    (FACTORISATION, ".transpose(-3, -2)  #", "  #"),
+    (FACTORISATION, "return X.sum((-2, -1)) / part.n, True", "return X.sum((-2, -1)), True"),
+    (FACTORISATION, "sign = torch.linalg.det(X)", "sign = -torch.linalg.det(X)"),
+    (FACTORISATION, "== 1) != parity", "== 1) == parity"),
     # what normalises, bounds or finishes, forgotten
     (PERMUTATION, "torch.softmax(theta, -1)", "torch.sigmoid(theta)"),
     (SPHERE, "sigma = torch.tanh(s)", "sigma = s"),
@@ -110,6 +115,8 @@ MISTAKES = (
     (SINKHORN, "(u.unsqueeze(1) + v.unsqueeze(0))", "(u.unsqueeze(1) - v.unsqueeze(0))"),
     (SINKHORN, "return weighted - balanced * (u.unsqueeze(1) + v.unsqueeze(0))", "return weighted"),
     (SINKHORN, "(balanced * v.unsqueeze(0)).sum(1)", "(balanced * v.unsqueeze(1)).sum(1)"),
+    (ROUNDING, "_with_gradient_of(projected, rounded)", "_with_gradient_of(matrix, rounded)"),
+    (SINKHORN, "entries = entries.clone()", "entries = entries"),
     (ROUNDING, "mass = row_missing.sum(0, keepdim=True)", "mass = row_missing.mean(0, keepdim=True)"),
     # options
     (SINKHORN, "[first, 1 - first] * iterations", "[first, 1 - first] * (iterations + 1)"),
@@ -151,6 +158,8 @@ def test_mistakes_are_noticed_and_nothing_else() -> None:
         "reference",
         "membership",
         "round_trip",
+        "pure",
+        "tangent",
         "first_derivative",
         "second_derivative",
         "forward_mode",

@@ -265,4 +265,4 @@ def test_kronecker_promises_a_norm_once() -> None:
     """The identity says itself that it is non-expansive, which also follows from its being doubly stochastic."""
     factors = ({"manifold": "identity", "n": 2}, {"manifold": "stiefel", "n": 2}, 3)
     names = [invariant.name for invariant in manifolds.make("kronecker", n=12, factors=factors).invariants]
-    assert sorted(names) == ["non_expansive", "spectral_norm"]
+    assert sorted(names) == ["factors", "non_expansive", "spectral_norm"]

@@ -12,6 +12,7 @@ from hyperconn.testing.laws.gradients import (
     forward_mode,
     gradient_precision,
     second_derivative,
+    tangent,
 )
 from hyperconn.testing.laws.inputs import not_a_number, wrong_inputs
 from hyperconn.testing.laws.interface import autocast, batched, compiled, device, dtype, pure, shape
@@ -46,6 +47,7 @@ LAWS: tuple[Law, ...] = (
     gradient_precision,
     second_derivative,
     forward_mode,
+    tangent,
     identity,
     initial,
     round_trip,

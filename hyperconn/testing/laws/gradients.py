@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from hyperconn.manifolds import Manifold
+from hyperconn.manifolds import Invariant, Manifold
 from hyperconn.testing.case import Case
 from hyperconn.testing.law import CRASHES, SINGLE_AND_DOUBLE, law
 from hyperconn.testing.laws.tools import COTANGENT, gradient_of, is_constant, pull_back
@@ -113,6 +113,31 @@ def second_derivative(manifold: Manifold, case: Case) -> Iterator[Measured]:
     _, excess = _compare(slopes, theta, direction, (second * direction).sum(-1))
     yield fact("the second derivative is finite", bool(second.isfinite().all()))
     yield at_most("error of the second derivative beyond the gap at a kink", excess.amax(), _RELATIVE)
+
+
+def _equations(manifold: Manifold) -> list[Invariant]:
+    return [invariant for invariant in manifold.exact_invariants if invariant.normal is not None]
+
+
+@law(
+    condition=lambda manifold: _has_coordinates(manifold) and bool(_equations(manifold)),
+    scales=(0.0, 1.0, 10.0, 1e2),
+    dtypes=SINGLE_AND_DOUBLE,
+)
+def tangent(manifold: Manifold, case: Case) -> Iterator[Measured]:
+    """No coordinate moves H off an exact equation, like sums or HᵀH = I: at random ones and at initial()."""
+    starts = [manifold.initial(sharpness, dtype=case.dtype, device=case.device) for sharpness in (1.0, 4.0, 8.0)]
+    theta = torch.cat([case.coordinates(manifold).reshape(-1, manifold.num_coordinates), torch.stack(starts)])
+    theta.requires_grad_()
+    H = manifold(theta)
+    for invariant in _equations(manifold):
+        assert invariant.normal is not None
+        W = case.normal(*H.shape, stream=COTANGENT)
+        normal = invariant.normal(H.detach(), W)
+        normal = normal / torch.linalg.matrix_norm(normal, keepdim=True).clamp(min=1)
+        gradient = gradient_of((H * normal).sum(), theta, create_graph=False, retain_graph=True)
+        relative = gradient.abs().amax() / H.detach().abs().amax().clamp(min=1)
+        yield at_most(f"gradient off {invariant.name}", relative, 10 * manifold.tolerance(case.dtype))
 
 
 def _has_forward_mode(manifold: Manifold) -> bool:

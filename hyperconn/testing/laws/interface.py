@@ -6,11 +6,12 @@ import warnings
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 from hyperconn.manifolds import Manifold
 from hyperconn.testing.case import Case
 from hyperconn.testing.law import SHAPES, law
-from hyperconn.testing.laws.tools import has_right_inverse, is_member, pull_back
+from hyperconn.testing.laws.tools import COTANGENT, gradient_of, has_right_inverse, is_member, pull_back
 from hyperconn.testing.measured import Measured, at_most, fact
 
 _ALL_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -86,14 +87,24 @@ def batched(manifold: Manifold, case: Case) -> Iterator[Measured]:
 
 @law(scales=(0.0, 1.0, 1e4))
 def pure(manifold: Manifold, case: Case) -> Iterator[Measured]:
-    """Two calls return the same bits, draw no random numbers and leave the coordinates alone."""
+    """Two calls return the same bits, two backwards too; nothing is drawn, and coordinates and H are left alone."""
     theta = case.coordinates(manifold)
     before, state = theta.clone(), torch.get_rng_state()
     first, second = manifold(theta), manifold(theta)
-    same = torch.equal(first.isnan(), second.isnan()) and torch.equal(first.nan_to_num(), second.nan_to_num())
-    yield fact("two calls return the same bits", same)
+    yield fact("two calls return the same bits", _same_bits(first, second))
     yield fact("the coordinates are unchanged", torch.equal(theta, before))
     yield fact("no random number is drawn", torch.equal(torch.get_rng_state(), state))
+    leaf = theta.clone().requires_grad_()
+    H = manifold(leaf)
+    value = (H * case.normal(*H.shape, stream=COTANGENT)).sum()
+    once = gradient_of(value, leaf, create_graph=False, retain_graph=True)
+    again = gradient_of(value, leaf, create_graph=False)
+    yield fact("two backwards through one graph return the same bits", _same_bits(once, again))
+    yield fact("H is unchanged by them", _same_bits(H, first))
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num())
 
 
 @law(scales=(1.0, 10.0), dtypes=(torch.float32,))

@@ -52,9 +52,11 @@ def pull_back(manifold: Manifold, theta: Tensor, case: Case) -> tuple[Tensor, Te
     return gradient_of((H * w).sum(), theta, create_graph=False), H.detach()
 
 
-def gradient_of(value: Tensor, theta: Tensor, *, create_graph: bool) -> Tensor:
+def gradient_of(value: Tensor, theta: Tensor, *, create_graph: bool, retain_graph: bool | None = None) -> Tensor:
     """Gradient of a scalar by the coordinates; zeros where it does not depend on them."""
     if not value.requires_grad:
         return torch.zeros_like(theta)
-    (gradient,) = torch.autograd.grad(value, theta, create_graph=create_graph, allow_unused=True)
+    (gradient,) = torch.autograd.grad(
+        value, theta, create_graph=create_graph, retain_graph=retain_graph, allow_unused=True
+    )
     return torch.zeros_like(theta) if gradient is None else gradient

@@ -143,6 +143,9 @@ def fill(
     ``U = min(row, column)``, and ``U − L`` is the smallest margin. Each cell is its own lower bound, a difference that
     cannot be negative, and a share of that width: no cancellation makes a cell negative or upsets a sum.
 
+    Two comparisons choose all the bounds. A maximum for each of them would have the same values, but where margins are
+    equal, as at theta = 0, derivatives from different sides, which move the sums.
+
     Args:
         row, below, column, capacity: ``[...]`` margins, nonnegative.
         share, rest: ``[...]`` σ(t) and 1 − σ(t).
@@ -150,12 +153,13 @@ def fill(
     Returns:
         ``[...]`` each: the entry, the rest of its row, the rest of its column, and what lies below and after it.
     """
-    from_row, from_capacity = torch.minimum(row, column), torch.minimum(row, capacity)
-    width = torch.minimum(torch.minimum(from_row, from_capacity), below)
+    overflows, outgrows = row > capacity, row > column
+    width = torch.where(overflows, torch.where(outgrows, below, capacity), torch.where(outgrows, column, row))
     more, less = share * width, rest * width
+    none = torch.zeros_like(row)
     return (
-        row - from_capacity + more,
-        row - from_row + less,
-        column - from_row + less,
-        capacity - from_capacity + more,
+        torch.where(overflows, row - capacity, none) + more,
+        torch.where(outgrows, row - column, none) + less,
+        torch.where(outgrows, none, column - row) + less,
+        torch.where(overflows, none, capacity - row) + more,
     )
