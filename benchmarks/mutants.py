@@ -27,7 +27,7 @@ import geotorch.so  # noqa: F401
 import hypothesis  # noqa: F401
 import torch
 
-from equivalents import EQUIVALENTS
+from equivalents import is_equivalent
 from mutation import Mutant, mutants
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,11 +74,6 @@ class Outcome:
 def collect(files: Iterable[str] = FILES) -> list[Mutant]:
     """Every mutant of some files."""
     return [mutant for file in files for mutant in mutants(file, (ROOT / file).read_text(encoding="utf-8"))]
-
-
-def is_equivalent(mutant: Mutant) -> bool:
-    """Whether the mutant computes the same, for the reason that ``equivalents.py`` gives."""
-    return (mutant.path, mutant.function, mutant.before, mutant.after) in EQUIVALENTS
 
 
 def run(job: tuple[Mutant, int]) -> Outcome:

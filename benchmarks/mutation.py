@@ -212,7 +212,7 @@ def _other_values(value: object) -> Iterator[object]:
     elif isinstance(value, int):
         yield from (value + 1, value - 1)
     elif isinstance(value, float):
-        yield from (2 * value + (value == 0), -value) if value in (0.0, 1.0) else (2 * value,)
+        yield from {0.0: (1.0,), 1.0: (2.0, -1.0)}.get(value, (2 * value,))
     elif isinstance(value, str) and value in _OTHER_NAME:
         yield _OTHER_NAME[value]
 

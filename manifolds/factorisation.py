@@ -55,14 +55,16 @@ def nearest_factors(H: Tensor, parts: Sequence[Manifold]) -> list[Tensor]:
     scale = rest[..., 0, 0]
     of_any_scale, of_any_sign = [], []
     for k, part in enumerate(parts):
-        own, signed = _scale(factors[k], part)
-        if own is None:
+        if _has_sums(part):
+            own = factors[k].sum((-2, -1)) / part.n
+        elif invariants.spectral_norm in part.invariants:
+            own = torch.linalg.matrix_norm(factors[k], 2)
+            of_any_sign.append(k)
+        else:
             of_any_scale.append(k)
             continue
         factors[k] = factors[k] / own[..., None, None]
         scale = scale * own
-        if not signed:
-            of_any_sign.append(k)
     flips = _flips([factors[k] for k in of_any_sign], parity=None if of_any_scale else scale < 0)
     for k, flip in zip(of_any_sign, flips, strict=True):
         sign = torch.where(flip, -1.0, 1.0).to(scale.dtype)
@@ -87,28 +89,15 @@ def _peel(H: Tensor, part: Manifold) -> tuple[Tensor, Tensor]:
     return torch.where(sigma[..., :1, None] == 0, start / torch.linalg.matrix_norm(start), A), B
 
 
-def _scale(X: Tensor, part: Manifold) -> tuple[Tensor | None, bool]:
-    """The ``[...]`` factor c for which ``X / c`` can be a member of ``part``, None if any can be; is its sign known?"""
-    held = part.invariants
-    if invariants.row_sums in held or invariants.column_sums in held:
-        return X.sum((-2, -1)) / part.n, True
-    if invariants.spectral_norm not in held:
-        return None, False
-    norm = torch.linalg.matrix_norm(X, 2)
-    if invariants.idempotent in held:
-        sign = X.diagonal(dim1=-2, dim2=-1).sum(-1)
-    elif invariants.orthogonal in held and part.n % 2 == 1:
-        sign = torch.linalg.det(X)
-    else:
-        return norm, False
-    return torch.where(sign < 0, -norm, norm), True
+def _has_sums(part: Manifold) -> bool:
+    return invariants.row_sums in part.invariants or invariants.column_sums in part.invariants
 
 
 def _flips(factors: Sequence[Tensor], parity: Tensor | None) -> list[Tensor]:
     """Which factors ``[...]`` to replace by their negatives, so that none has an eigenvalue next to −1 if possible.
 
-    ``A ⊗ B = (−A) ⊗ (−B)``: nothing else tells a rotation of even size from its negative, which a map that leaves out
-    the eigenvalue −1 may not reach.
+    ``A ⊗ B = (−A) ⊗ (−B)``, and nothing else tells a rotation of even size from its negative, which a map that leaves
+    out the eigenvalue −1 may not reach. The negatives of projectors, and of rotations of odd size, have it.
 
     Args:
         parity: whether the number of flips has to be odd (True) or even; None if it does not matter.

@@ -219,6 +219,7 @@ class Kronecker(Manifold):
             cls(n=4, factors=(4,)),
             cls(n=4, factors=(rotation, rotation)),
             cls(n=4, factors=(rotation, 2)),
+            cls(n=8, factors=({"manifold": "stiefel", "n": 4}, rotation)),
             cls(n=8, factors=(rotation, rotation, rotation)),
             cls(n=6, factors=({"manifold": "stiefel", "n": 3}, 2)),
             cls(n=8, factors=({"manifold": "spectral_sphere", "n": 4}, 2)),

@@ -25,7 +25,8 @@ def adversarial(P: int, dtype: torch.dtype, device: str = "cpu") -> Tensor:
     generator = torch.Generator().manual_seed(0)
     places = torch.eye(P, dtype=torch.float64)[sorted({0, P // 2, P - 1})]
     one_hot = [value * places for value in (large, -large, finfo.max, finfo.min, denormal)]
-    alternating = finfo.max * (2.0 * (torch.arange(P, dtype=torch.float64) % 2) - 1)[None]
+    odd = torch.arange(P, dtype=torch.float64) % 2
+    alternating = finfo.max * torch.stack([2 * odd - 1, 0.01 * (1 - odd) - odd])
     mixed = values[torch.randint(len(values), (8, P), generator=generator)]
     normal = torch.randn(3, P, dtype=torch.float64, generator=generator)
     sizes = torch.tensor([[finfo.max], [large], [1e4]], dtype=torch.float64)

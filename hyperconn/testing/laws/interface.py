@@ -101,6 +101,7 @@ def pure(manifold: Manifold, case: Case) -> Iterator[Measured]:
     again = gradient_of(value, leaf, create_graph=False)
     yield fact("two backwards through one graph return the same bits", _same_bits(once, again))
     yield fact("H is unchanged by them", _same_bits(H, first))
+    yield fact("the violation keeps no graph", not manifold.violation(H).requires_grad)
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:

@@ -125,6 +125,9 @@ def perturbation(manifold: Manifold, case: Case) -> Iterator[Measured]:
     spoiled = noise.clone()
     spoiled[case.seed % n, case.seed // n % n] = math.nan
     yield fact("the violation of a matrix with one NaN is NaN", bool(manifold.violation(spoiled).isnan()))
+    centred = noise - noise.mean(0) - noise.mean(1, keepdim=True) + noise.mean()
+    number = not bool(manifold.violation(torch.stack([0 * eye, centred])).isnan().any())
+    yield fact("the violation of a finite matrix is a number, also where sums are 0", number)
     if invariants.nonnegative in manifold.invariants and n > 1:
         # The block [[2, −1], [−1, 2]] has the right sums.
         difference = eye[0] - eye[1]

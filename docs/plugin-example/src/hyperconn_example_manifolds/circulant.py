@@ -19,6 +19,7 @@ circulant = Invariant(
     lambda H: (H - H.roll((1, 1), dims=(-2, -1))).abs().amax((-2, -1)),
     closed_under_products=True,
     closed_under_mixtures=True,
+    normal=lambda H, W: W - W.roll((1, 1), dims=(-2, -1)),
 )
 
 
