@@ -88,7 +88,11 @@ EQUIVALENTS: dict[str, tuple[Change, ...]] = {
             ("shares.sum(1, keepdim=True)", "shares.sum(1, keepdim=False)"),
         ),
         *_changes(SINKHORN, "_sweeps", ("amax((0, 1), keepdim=True)", "amax((0, 1), keepdim=False)")),
-        *_changes(SPHERE, "SpectralSphere._singular_values", ("new_ones(*s.shape[:-1]", "new_ones(*s.shape[:-0]")),
+        *_changes(
+            SPHERE,
+            "SpectralSphere._singular_values",
+            ("return s.new_ones(*s.shape[:-1]", "return s.new_ones(*s.shape[:-0]"),
+        ),
         *_changes(FACTORISATION, "nearest_factors", ("rest[..., 0, 0]", "rest[..., -1, 0]")),
         *_changes(FACTORISATION, "nearest_factors", ("rest[..., 0, 0]", "rest[..., 0, -1]")),
         *_changes(FACTORISATION, "Misfit.__call__", (".all(-1).all(-1)", ".all(-2).all(-1)")),
@@ -134,6 +138,9 @@ EQUIVALENTS: dict[str, tuple[Change, ...]] = {
         *_changes(SINKHORN, "sinkhorn", ("max / 64", "max / 65"), ("max / 64", "max / 63")),
         *_changes(ROUNDING, "_round", ("eps / 4", "eps / 5"), ("eps / 4", "eps / 3"), ("eps / 4", "eps")),
         *_changes(BIRKHOFF, "module", ("_FAR = 64.0", "_FAR = 128.0")),
+        *_changes(PERMUTATION, "module", ("_FAR = 64.0", "_FAR = 128.0")),
+        *_changes(PERMUTATION, "module", ("MAX_N = 6", "MAX_N = 7"), ("MAX_N = 6", "MAX_N = 5")),
+        *_changes(SIGNATURE, "cayley_signature", ("1 + 1e-13", "1 + 2e-13")),
         *_changes(
             BIRKHOFF, "module", ("_CONVERGED = 200", "_CONVERGED = 201"), ("_CONVERGED = 200", "_CONVERGED = 199")
         ),
@@ -202,8 +209,12 @@ EQUIVALENTS: dict[str, tuple[Change, ...]] = {
     "NaN has no sign, and zero none that counts": _changes(
         BASE, "Manifold.violation", ("worst + torch", "worst - torch")
     ),
-    "Python's arithmetic and torch's": _changes(
-        BASE, "Manifold._require_member", ("float(invariant.residual(H).amax())", "invariant.residual(H).amax()")
+    "Python's arithmetic and torch's": (
+        *_changes(
+            BASE, "Manifold._require_member", ("float(invariant.residual(H).amax())", "invariant.residual(H).amax()")
+        ),
+        *_changes(PERMUTATION, "Permutation.initial", ("-float(sharpness)", "-sharpness")),
+        *_changes(SIGNATURE, "cayley_signature", ("float(A.abs().max())", "A.abs().max()")),
     ),
     "the wider of two dtypes, in either order": _changes(
         BASE, "working_dtype", ("(dtype, torch.float32)", "(torch.float32, dtype)")
@@ -242,7 +253,27 @@ EQUIVALENTS: dict[str, tuple[Change, ...]] = {
     "A is skew: its largest entry is the largest in size, at (i, j) or at (j, i), and both are flipped": _changes(
         SIGNATURE, "cayley_signature", ("A.abs().argmax()", "A.argmax()")
     ),
+    "more rounds than a member has entries to empty": _changes(
+        PERMUTATION,
+        "Permutation.coordinates",
+        ("** 2 + 1", "** 2 + 1 + 1"),
+        ("** 2 + 1", "** 2 + 2"),
+        ("** 2 + 1", "** 3 + 1"),
+        ("self.n - 1", "self.n + 1"),
+        ("(self.n - 1)", "self.n"),
+        ("self.n - 1", "self.n - 0"),
+        ("self.n - 1", "1 - self.n"),
+    ),
+    "no bottleneck of a member is negative": _changes(
+        PERMUTATION, "Permutation.coordinates", ("bottleneck.clamp(min=0)", "bottleneck"), ("min=0", "min=-1")
+    ),
+    "every sign is written before it is read": _changes(SIGNATURE, "cayley_signature", ("torch.ones", "torch.zeros")),
+    "for k = 1, A is zero": _changes(SIGNATURE, "cayley_signature", ("while k > 1", "while k > 0")),
+    "A is skew: one of two entries is the positive one": _changes(
+        SIGNATURE, "cayley_signature", ("float(A.abs().max())", "float(A.max())")
+    ),
     "signs are their own inverses": (
+        *_changes(SIGNATURE, "cayley_signature", ("U * signs", "U / signs")),
         *_changes(SPHERE, "SpectralSphere._core_coordinates", ("sigma * sign_u", "sigma / sign_u")),
         *_changes(
             FACTORISATION,
