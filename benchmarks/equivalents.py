@@ -156,6 +156,11 @@ EQUIVALENTS: dict[str, tuple[Change, ...]] = {
             "_Sweeps.jvp",
             ("tangent - (y * tangent).sum(dim, keepdim=True)", "(y * tangent).sum(dim, keepdim=True) - tangent"),
         ),
+        *_changes(
+            SINKHORN,
+            "_gradient_step_by_step",
+            ("step - y * step.sum(dim, keepdim=True)", "y * step.sum(dim, keepdim=True) - step"),
+        ),
         *_changes(FACTORISATION, "_flips", ("I - X", "X - I")),
     ),
     "zeros in the place of nothing": _changes(
@@ -174,6 +179,7 @@ EQUIVALENTS: dict[str, tuple[Change, ...]] = {
         SINKHORN,
         _IMPLICIT,
         (".sum(0)) / column_sum.clamp(min=tiny)", ".sum(0)) * column_sum.clamp(min=tiny)"),
+        (".sum(1)) / row_sum.clamp(min=tiny)", ".sum(1)) * row_sum.clamp(min=tiny)"),
         (
             "v = (column_total - (balanced * u.unsqueeze(1)).sum(0)) / column_sum.clamp(min=tiny)",
             "v = column_total - (balanced * u.unsqueeze(1)).sum(0)",
@@ -206,6 +212,9 @@ EQUIVALENTS: dict[str, tuple[Change, ...]] = {
         *_changes(INVARIANTS, "spectral_norm_of", ("zeros_like", "ones_like")),
         *_changes(FACTORISATION, "Misfit.__call__", ("zeros_like", "ones_like")),
     ),
+    "a largest eigenvalue of HᵀH is not negative": _changes(
+        INVARIANTS, "spectral_norm_of", ("clamp(min=0)", "clamp(min=-1)")
+    ),
     "NaN has no sign, and zero none that counts": _changes(
         BASE, "Manifold.violation", ("worst + torch", "worst - torch")
     ),
@@ -219,8 +228,9 @@ EQUIVALENTS: dict[str, tuple[Change, ...]] = {
     "the wider of two dtypes, in either order": _changes(
         BASE, "working_dtype", ("(dtype, torch.float32)", "(torch.float32, dtype)")
     ),
-    "a definition: what counts as rounding": _changes(
-        BASE, "Manifold.tolerance", ("16.0 * self.n * torch", "16.0 * torch"), ("16.0", "32.0")
+    "a definition: what counts as rounding": (
+        *_changes(BASE, "Manifold.tolerance", ("16.0 * self.n * torch", "16.0 * torch"), ("16.0", "32.0")),
+        *_changes(KRONECKER, "Kronecker.tolerance", ("max([", "min([")),
     ),
     "it promises less than it could; that is no lie": _changes(
         BIRKHOFF,
@@ -263,6 +273,9 @@ EQUIVALENTS: dict[str, tuple[Change, ...]] = {
         ("(self.n - 1)", "self.n"),
         ("self.n - 1", "self.n - 0"),
         ("self.n - 1", "1 - self.n"),
+    ),
+    "every norm bound of a built-in manifold is 1": _changes(
+        KRONECKER, "Kronecker.norm_bound", ("if b is not None", "if b is None")
     ),
     "no bottleneck of a member is negative": _changes(
         PERMUTATION, "Permutation.coordinates", ("bottleneck.clamp(min=0)", "bottleneck"), ("min=0", "min=-1")

@@ -10,11 +10,11 @@ import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-# Construction, examples and device pairs have tests of their own; nobody is told a wrong H by them. What the laws hold
-# the map to would only pad the count: a wrong reference is found out by the map.
+# Construction, limits, examples and device pairs have tests of their own; nobody is told a wrong H by them. What the
+# laws hold the map to would only pad the count: a wrong reference is found out by the map.
 _NOT_MATHEMATICS = {
-    "__post_init__", "__init__", "__repr__", "__str__", "examples", "kernel",
-    "symmetries", "reference", "cayley_reference", "skew_reference",
+    "__post_init__", "__init__", "__repr__", "__str__", "examples", "kernel", "_depth",
+    "symmetries", "reference", "cayley_reference", "skew_reference", "_within_the_blocks",
 }  # fmt: skip
 
 _OTHER_OPERATOR: dict[type[ast.AST], type[ast.operator]] = {
@@ -37,7 +37,7 @@ _COMMUTATIVE = {"logaddexp", "maximum", "minimum", "max", "min"}
 _CASTS = {"contiguous", "double", "to"}
 # Without these keywords a call does the same, or fails, or promises less.
 _PROMISES_LESS = (
-    None, "dtype", "device", "keepdim", "strict",
+    None, "dtype", "device", "keepdim", "strict", "normal",
     "closed_under_products", "closed_under_kronecker", "closed_under_mixtures", "closed_under_relabelling",
 )  # fmt: skip
 # Calls of more arguments that can stand for their first one: the step was forgotten.
@@ -131,7 +131,7 @@ def _counts(holder: ast.AST, field: str, node: ast.AST) -> bool:
         return isinstance(node, ast.Slice)  # matrices are square: the other axis is as long
     if isinstance(holder, ast.Module) and isinstance(node, ast.Assign) and _is_type(node.value):
         return False
-    if isinstance(holder, ast.keyword) and (holder.arg == "strict" or holder.arg in _PROMISES_LESS[5:]):
+    if isinstance(holder, ast.keyword) and (holder.arg == "strict" or holder.arg in _PROMISES_LESS[6:]):
         return False
     if isinstance(node, (ast.Raise, ast.Assert, ast.Import, ast.ImportFrom, ast.JoinedStr, ast.expr_context)):
         return False

@@ -226,6 +226,8 @@ class Kronecker(Manifold):
             cls(n=4, factors=({"manifold": "birkhoff", "n": 2, "finish": "round"}, 2)),
             cls(n=6, factors=({"manifold": "birkhoff", "n": 3}, 2)),
             cls(n=6, factors=({"manifold": "grassmann", "n": 3}, rotation)),
+            cls(n=9, factors=({"manifold": "grassmann", "n": 3, "p": 2},) * 2),
+            cls(n=6, factors=({"manifold": "birkhoff", "n": 3}, rotation)),
             cls(n=6, factors=(3, free)),
             cls(n=4, factors=(free, rotation)),
             cls(n=12, factors=(cls(n=6, factors=(rotation, 3)), rotation)),

@@ -182,4 +182,5 @@ class Stiefel(Manifold):
             *(cls(n=n) for n in (1, 2, 3, 4, 5, 8, 16)),
             cls(n=4, method="iterative"),
             cls(n=3, method="iterative", alpha=0.2, steps=4),
+            cls(n=3, method="iterative", steps=0),
         )

@@ -53,6 +53,11 @@ class Unconstrained(Manifold):
     def forward(self, theta: Tensor) -> Tensor:
         return theta.unflatten(-1, (self.n, self.n))
 
+    def reference(self, theta: Tensor) -> Tensor:
+        """Row after row."""
+        rows = [theta[..., i * self.n : (i + 1) * self.n] for i in range(self.n)]
+        return torch.stack(rows, -2)
+
     def identity(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Tensor:
         return torch.eye(self.n, dtype=dtype, device=device).flatten()
 
