@@ -264,6 +264,29 @@ class IgnoresSigns(Circulant):
         return torch.maximum(invariants.row_sums.residual(H), invariants.column_sums.residual(H))
 
 
+class _HalfMeasured(Invariant):
+    """Passes for the library's own, and is half as strict."""
+
+    def __eq__(self, other):
+        return isinstance(other, Invariant) and other.name == self.name
+
+    def __hash__(self):
+        return hash(self.name)
+
+    def residual(self, H):
+        return super().residual(H) / 2
+
+
+class MeasuresByHalves(Circulant):
+    breaks = "measures"
+
+    @property
+    def invariants(self):
+        own = super().invariants
+        half = _HalfMeasured(**vars(invariants.column_sums))
+        return tuple(half if invariant == half else invariant for invariant in own)
+
+
 # ------------------------------------------------------------------------------------------------------------- points
 
 

@@ -16,6 +16,7 @@ from hyperconn.testing.laws.gradients import (
 )
 from hyperconn.testing.laws.inputs import not_a_number, wrong_inputs
 from hyperconn.testing.laws.interface import autocast, batched, compiled, device, dtype, pure, shape
+from hyperconn.testing.laws.measures import measures
 from hyperconn.testing.laws.members import iterations, membership, norm_bound, perturbation, products
 from hyperconn.testing.laws.objects import declarations, tolerance, value_semantics
 from hyperconn.testing.laws.points import identity, initial, round_trip
@@ -39,6 +40,7 @@ LAWS: tuple[Law, ...] = (
     relabelling,
     norm_bound,
     perturbation,
+    measures,
     reference,
     symmetries,
     finite,
