@@ -189,8 +189,8 @@ def test_options_of_several_values_or_none(arguments: Sequence[str], rewritten: 
 
 def test_several_sizes() -> None:
     found = certificate("stiefel", "--n", "2", "3,4", "--examples", "1")
-    assert [instance["options"]["n"] for instance in found["instances"]] == [2, 3, 3, 4, 4]
-    assert [instance["manifold"] for instance in found["instances"]][3:] == [
+    assert [instance["options"]["n"] for instance in found["instances"]] == [2, 3, 3, 3, 4, 4]
+    assert [instance["manifold"] for instance in found["instances"]][4:] == [
         "Stiefel(n=4)",
         "Stiefel(n=4, method='iterative')",
     ]
