@@ -230,6 +230,7 @@ class Kronecker(Manifold):
             cls(n=6, factors=({"manifold": "birkhoff", "n": 3}, rotation)),
             cls(n=6, factors=(3, free)),
             cls(n=4, factors=(free, rotation)),
+            cls(n=12, factors=(2, 3, rotation)),
             cls(n=12, factors=(cls(n=6, factors=(rotation, 3)), rotation)),
         )
 
