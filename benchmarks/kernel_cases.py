@@ -16,13 +16,13 @@ from hyperconn.gates import gate
 from hyperconn.kernels.fused import coefficients, constrain
 from hyperconn.kernels.fused.coefficients import CoefficientSpec
 from hyperconn.kernels.fused.launch import Launch, recording
-from hyperconn.kernels.fused.mixing_backward import mixing_backward
 from hyperconn.kernels.fused.pair import DevicePair
-from hyperconn.kernels.fused.project import project
-from hyperconn.kernels.fused.project_backward import project_backward
-from hyperconn.kernels.fused.read import read
-from hyperconn.kernels.fused.write import write, write_project
-from hyperconn.kernels.fused.write_backward import write_backward
+from hyperconn.kernels.fused.passes.mixing_backward import mixing_backward
+from hyperconn.kernels.fused.passes.project import project
+from hyperconn.kernels.fused.passes.project_backward import project_backward
+from hyperconn.kernels.fused.passes.read import read
+from hyperconn.kernels.fused.passes.write import write, write_project
+from hyperconn.kernels.fused.passes.write_backward import write_backward
 from hyperconn.manifolds import Manifold
 
 TOKENS, CHANNELS = 4096, 1024

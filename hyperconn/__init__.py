@@ -9,10 +9,10 @@ from hyperconn import diagnostics, manifolds
 from hyperconn.backends import BackendUnavailableError
 from hyperconn.coefficients import Coefficients
 from hyperconn.config import HyperConnectionConfig
-from hyperconn.handover import Handover
-from hyperconn.layer import HyperConnection
+from hyperconn.connection import HyperConnection
 from hyperconn.manifolds import UnknownNameError
 from hyperconn.stack import HyperConnectionStack
+from hyperconn.stream_state import Handover
 from hyperconn.streams import HyperConnectionHead, collapse_streams, expand_streams
 
 __version__ = "0.1.0"

@@ -9,7 +9,7 @@ import torch
 
 from hyperconn.config import HyperConnectionConfig
 from hyperconn.manifolds import Manifold
-from hyperconn.manifolds.base import MAX_FUSED_STREAMS
+from hyperconn.manifolds.core.manifold import MAX_FUSED_STREAMS
 
 _AMD = "gfx942"
 _STREAM_DTYPES = (torch.bfloat16, torch.float16, torch.float32)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from hyperconn.layer import HyperConnection
+    from hyperconn.connection import HyperConnection
 
 
 def check_streams(layer: HyperConnection, x: Tensor) -> None:

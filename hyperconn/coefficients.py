@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from hyperconn.gates import gate
-from hyperconn.handover import Entered
+from hyperconn.stream_state import Entered
 
 if TYPE_CHECKING:
+    from hyperconn.connection import HyperConnection
     from hyperconn.kernels.fused.coefficients import CoefficientSpec
-    from hyperconn.layer import HyperConnection
 
 
 class Coefficients(NamedTuple):

@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 from hyperconn import manifolds
 from hyperconn.files import read_table
 from hyperconn.gates import READ_GATES, WRITE_GATES
-from hyperconn.manifolds.errors import UnknownNameError, shown, unknown_name
-from hyperconn.manifolds.provenance import check_plugin_records, plugin_records, with_install_hint
+from hyperconn.manifolds.core.errors import UnknownNameError, shown, unknown_name
+from hyperconn.manifolds.registry.provenance import check_plugin_records, plugin_records, with_install_hint
 from hyperconn.options import Options
 
 BACKENDS = ("auto", "torch", "triton")

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from hyperconn.coefficients import Coefficients
-from hyperconn.layer import HyperConnection
-from hyperconn.manifolds.invariants import spectral_norm_of
+from hyperconn.connection import HyperConnection
+from hyperconn.manifolds.core.invariants import spectral_norm_of
 
 
 class LayerCoefficients(NamedTuple):

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hyperconn.manifolds.errors import shown
-from hyperconn.manifolds.limits import MAX_DEPTH, MAX_SIZE, require_small
+from hyperconn.manifolds.core.errors import shown
+from hyperconn.manifolds.core.plain_data import MAX_DEPTH, MAX_SIZE, require_small
 
 # Of a config file. More is refused before anything parses it.
 MAX_BYTES = 1_000_000
@@ -22,7 +22,7 @@ def read_table(path: str | Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError: no such file.
         ValueError: another suffix, a file of more than ``MAX_BYTES``, one that does not parse or holds no table, or a
-            table beyond the limits of ``hyperconn.manifolds.limits``; the message names the file.
+            table beyond the limits of ``hyperconn.manifolds.core.plain_data``; the message names the file.
         ModuleNotFoundError: the parser is not installed; the message says what to install.
     """
     path = Path(path)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hyperconn.manifolds.errors import unknown_name
+from hyperconn.manifolds.core.errors import unknown_name
 
 # Share of the preferred stream at the start: enough to break the symmetry of the streams, little enough to leave the
 # others a gradient.

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hyperconn.manifolds import Manifold
-from hyperconn.manifolds.errors import shown
-from hyperconn.manifolds.limits import require_small
+from hyperconn.manifolds.core.errors import shown
+from hyperconn.manifolds.core.plain_data import require_small
 
 
 class Options(Mapping[str, Any]):
@@ -18,7 +18,7 @@ class Options(Mapping[str, Any]):
 
     Raises:
         TypeError: anything else in it, or names that are no strings.
-        ValueError: more, or more deeply nested, than ``hyperconn.manifolds.limits`` allows.
+        ValueError: more, or more deeply nested, than ``hyperconn.manifolds.core.plain_data`` allows.
 
     >>> Options({"factors": [2, 2]})["factors"]
     (2, 2)

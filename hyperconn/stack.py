@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hyperconn.handover import Handover
-from hyperconn.layer import HyperConnection
+from hyperconn.connection import HyperConnection
+from hyperconn.stream_state import Handover
 
 
 class HyperConnectionStack(nn.ModuleList):

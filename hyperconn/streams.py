@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hyperconn.gates import GATES
 from hyperconn.kernels import mean_square_projection, read_streams
 from hyperconn.kernels.autocast import without_autocast
-from hyperconn.manifolds.errors import unknown_name
+from hyperconn.manifolds.core.errors import unknown_name
 
 
 def expand_streams(h: Tensor, streams: int, *, fractions: bool = False) -> Tensor:

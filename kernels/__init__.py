@@ -4,11 +4,11 @@ Every file holds one operation, written in plain torch. These functions are the 
 implementation of the same operation is held against.
 """
 
-from hyperconn.kernels.cayley import cayley_inverse, polish_orthogonal, saturate, skew
-from hyperconn.kernels.layout import entries_together, tokens_together
-from hyperconn.kernels.mixing import mean_square_projection, read_streams, write_streams
-from hyperconn.kernels.rounding import round_to_doubly_stochastic
-from hyperconn.kernels.sinkhorn import sinkhorn
+from hyperconn.kernels.maps.cayley import cayley_inverse, polish_orthogonal, saturate, skew
+from hyperconn.kernels.maps.layout import entries_together, tokens_together
+from hyperconn.kernels.maps.rounding import round_to_doubly_stochastic
+from hyperconn.kernels.maps.sinkhorn import sinkhorn
+from hyperconn.kernels.passes.mixing import mean_square_projection, read_streams, write_streams
 
 __all__ = [
     "cayley_inverse",

@@ -27,8 +27,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hyperconn.kernels import streaming
 from hyperconn.kernels.autocast import without_autocast
+from hyperconn.kernels.passes import streaming
 
 Slots = tuple[Tensor, Tensor, Tensor]
 
@@ -96,7 +96,7 @@ def _tracked(*tensors: Tensor | None) -> bool:
 def _passes(backend: str) -> Any:
     if backend == "torch":
         return streaming
-    from hyperconn.kernels.fused import streaming as fused  # imports triton
+    from hyperconn.kernels.fused.passes import streaming as fused  # imports triton
 
     return fused
 

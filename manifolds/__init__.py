@@ -1,22 +1,22 @@
 """Sets of n×n matrices, each reached by a smooth map from free coordinates, and the registry of their names."""
 
-from hyperconn.manifolds import invariants
-from hyperconn.manifolds.base import Manifold
 from hyperconn.manifolds.birkhoff import Birkhoff
-from hyperconn.manifolds.contract import API_VERSION
-from hyperconn.manifolds.errors import PluginError, UnknownNameError
+from hyperconn.manifolds.core import invariants
+from hyperconn.manifolds.core.class_check import API_VERSION
+from hyperconn.manifolds.core.errors import PluginError, UnknownNameError
+from hyperconn.manifolds.core.invariants import Invariant
+from hyperconn.manifolds.core.manifold import Manifold
+from hyperconn.manifolds.core.symmetries import Symmetry
 from hyperconn.manifolds.grassmann import Grassmann
 from hyperconn.manifolds.identity import Identity
-from hyperconn.manifolds.invariants import Invariant
 from hyperconn.manifolds.kronecker import Kronecker
 from hyperconn.manifolds.permutation import Permutation
-from hyperconn.manifolds.plugins import Provider
-from hyperconn.manifolds.provenance import PluginVersionWarning
-from hyperconn.manifolds.registry import aliases, available, get, make, provider, register, resolve, unregister
+from hyperconn.manifolds.registry.constrain import constrain
+from hyperconn.manifolds.registry.plugins import Provider
+from hyperconn.manifolds.registry.provenance import PluginVersionWarning
+from hyperconn.manifolds.registry.registry import aliases, available, get, make, provider, register, resolve, unregister
 from hyperconn.manifolds.spectral_sphere import SpectralSphere
-from hyperconn.manifolds.static import constrain
 from hyperconn.manifolds.stiefel import Stiefel
-from hyperconn.manifolds.symmetries import Symmetry
 from hyperconn.manifolds.unconstrained import Unconstrained
 
 __all__ = [

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from hyperconn.kernels import entries_together, round_to_doubly_stochastic, sinkhorn
-from hyperconn.manifolds import invariants
-from hyperconn.manifolds.base import MAX_FUSED_STREAMS, Manifold
-from hyperconn.manifolds.invariants import Invariant
-from hyperconn.manifolds.options import require_choice, require_int, require_number
-from hyperconn.manifolds.registry import register
-from hyperconn.manifolds.symmetries import (
+from hyperconn.manifolds.core import invariants
+from hyperconn.manifolds.core.invariants import Invariant
+from hyperconn.manifolds.core.manifold import MAX_FUSED_STREAMS, Manifold
+from hyperconn.manifolds.core.options import require_choice, require_int, require_number
+from hyperconn.manifolds.core.symmetries import (
     Symmetry,
     columns_shifted,
     on_entries,
@@ -22,6 +21,7 @@ from hyperconn.manifolds.symmetries import (
     rows_shifted,
     transposed,
 )
+from hyperconn.manifolds.registry import register
 
 # exp(-64) vanishes beside 1 in float64, so these logits are the identity to rounding in every dtype.
 _FAR = 64.0
@@ -161,7 +161,7 @@ class Birkhoff(Manifold):
         if self.n > MAX_FUSED_STREAMS:
             return None
         # Here and not above: nothing but the fused kernels may need triton.
-        from hyperconn.kernels.fused.sinkhorn import sinkhorn_pair
+        from hyperconn.kernels.fused.maps.sinkhorn import sinkhorn_pair
 
         return sinkhorn_pair(
             self.iterations,

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperconn.manifolds import invariants
-from hyperconn.manifolds.base import MAX_FUSED_STREAMS, Manifold
-from hyperconn.manifolds.invariants import Invariant
-from hyperconn.manifolds.options import require_int
+from hyperconn.manifolds.core import invariants
+from hyperconn.manifolds.core.invariants import Invariant
+from hyperconn.manifolds.core.manifold import MAX_FUSED_STREAMS, Manifold
+from hyperconn.manifolds.core.options import require_int
+from hyperconn.manifolds.core.symmetries import Symmetry
 from hyperconn.manifolds.registry import register
 from hyperconn.manifolds.stiefel import LARGEST_SKEW, cayley
-from hyperconn.manifolds.symmetries import Symmetry
 
 
 @register("grassmann")
@@ -89,7 +89,7 @@ class Grassmann(Manifold):
         if self.n > MAX_FUSED_STREAMS:
             return None
         # Here and not above: nothing but the fused kernels may need triton.
-        from hyperconn.kernels.fused.grassmann import grassmann_pair
+        from hyperconn.kernels.fused.maps.grassmann import grassmann_pair
 
         return grassmann_pair(self.rank, (LARGEST_SKEW[torch.float32], LARGEST_SKEW[torch.float64]))
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperconn.manifolds import invariants
-from hyperconn.manifolds.base import MAX_FUSED_STREAMS, Manifold
-from hyperconn.manifolds.invariants import Invariant
+from hyperconn.manifolds.core import invariants
+from hyperconn.manifolds.core.invariants import Invariant
+from hyperconn.manifolds.core.manifold import MAX_FUSED_STREAMS, Manifold
 from hyperconn.manifolds.registry import register
 
 
@@ -56,7 +56,7 @@ class Identity(Manifold):
         if self.n > MAX_FUSED_STREAMS:
             return None
         # Here and not above: nothing but the fused kernels may need triton.
-        from hyperconn.kernels.fused.trivial import IDENTITY
+        from hyperconn.kernels.fused.maps.trivial import IDENTITY
 
         return IDENTITY
 

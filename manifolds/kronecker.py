@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperconn.manifolds import invariants
-from hyperconn.manifolds.base import MAX_FUSED_STREAMS, MAX_STREAMS, Manifold
-from hyperconn.manifolds.errors import shown
-from hyperconn.manifolds.factorisation import Misfit, kronecker_product, nearest_factors
+from hyperconn.manifolds.core import invariants
+from hyperconn.manifolds.core.errors import shown
+from hyperconn.manifolds.core.factorisation import Misfit, kronecker_product, nearest_factors
+from hyperconn.manifolds.core.invariants import Invariant
+from hyperconn.manifolds.core.manifold import MAX_FUSED_STREAMS, MAX_STREAMS, Manifold
+from hyperconn.manifolds.core.plain_data import MAX_DEPTH, require_small
 from hyperconn.manifolds.identity import Identity
-from hyperconn.manifolds.invariants import Invariant
-from hyperconn.manifolds.limits import MAX_DEPTH, require_small
 from hyperconn.manifolds.permutation import MAX_N, Permutation
 from hyperconn.manifolds.registry import make, register
 
@@ -173,7 +173,7 @@ class Kronecker(Manifold):
         if self.n > MAX_FUSED_STREAMS or any(type(part) is not Permutation for part in parts):
             return None
         # Here and not above: nothing but the fused kernels may need triton.
-        from hyperconn.kernels.fused.kronecker import kronecker_pair
+        from hyperconn.kernels.fused.maps.kronecker import kronecker_pair
 
         return kronecker_pair([part.n for part in parts])
 

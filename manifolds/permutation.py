@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperconn.manifolds import invariants
-from hyperconn.manifolds.base import Manifold
-from hyperconn.manifolds.constants import constant
-from hyperconn.manifolds.invariants import Invariant
+from hyperconn.manifolds.core import invariants
+from hyperconn.manifolds.core.constants import constant
+from hyperconn.manifolds.core.invariants import Invariant
+from hyperconn.manifolds.core.manifold import Manifold
+from hyperconn.manifolds.core.symmetries import Symmetry, relabelled, relabelling, transposed
 from hyperconn.manifolds.registry import register
-from hyperconn.manifolds.symmetries import Symmetry, relabelled, relabelling, transposed
 
 MAX_N = 6
 _FAR = 64.0  # exp(-64) · 6! vanishes beside 1 in float64
@@ -116,7 +116,7 @@ class Permutation(Manifold):
     @property
     def kernel(self) -> Any:
         # Here and not above: nothing but the fused kernels may need triton.
-        from hyperconn.kernels.fused.permutation import permutation_pair
+        from hyperconn.kernels.fused.maps.permutation import permutation_pair
 
         return permutation_pair(self.n)
 

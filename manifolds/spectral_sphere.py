@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from hyperconn.kernels import cayley_inverse, skew
-from hyperconn.manifolds import invariants
-from hyperconn.manifolds.base import MAX_FUSED_STREAMS, Manifold
-from hyperconn.manifolds.constants import constant
-from hyperconn.manifolds.invariants import Invariant
-from hyperconn.manifolds.options import require_bool, require_number
+from hyperconn.manifolds.core import invariants
+from hyperconn.manifolds.core.constants import constant
+from hyperconn.manifolds.core.invariants import Invariant
+from hyperconn.manifolds.core.manifold import MAX_FUSED_STREAMS, Manifold
+from hyperconn.manifolds.core.options import require_bool, require_number
+from hyperconn.manifolds.core.rotations import cayley_signature, rotation_root
+from hyperconn.manifolds.core.symmetries import Symmetry, transposed
 from hyperconn.manifolds.registry import register
-from hyperconn.manifolds.signature import cayley_signature, rotation_root
 from hyperconn.manifolds.stiefel import LARGEST_SKEW, cayley, cayley_reference, skew_coordinates, skew_reference
-from hyperconn.manifolds.symmetries import Symmetry, transposed
 
 _FAR = 64.0  # tanh(64) is 1 in float64
 # Up to this n one product for all tokens with the n²×(n−1)² matrix Z ⊗ Z is faster than two small ones for each.
@@ -117,7 +117,7 @@ class SpectralSphere(Manifold):
         if self.n > MAX_FUSED_STREAMS:
             return None
         # Here and not above: nothing but the fused kernels may need triton.
-        from hyperconn.kernels.fused.spectral_sphere import spectral_sphere_pair
+        from hyperconn.kernels.fused.maps.spectral_sphere import spectral_sphere_pair
 
         largest = LARGEST_SKEW[torch.float32], LARGEST_SKEW[torch.float64]
         return spectral_sphere_pair(float(self.gamma), self.isometric, self.preserve_mean, largest)

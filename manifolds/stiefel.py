@@ -11,12 +11,12 @@ from geotorch.so import cayley_map
 from torch import Tensor
 
 from hyperconn.kernels import cayley_inverse, polish_orthogonal, saturate, skew
-from hyperconn.manifolds import invariants
-from hyperconn.manifolds.base import MAX_FUSED_STREAMS, Manifold
-from hyperconn.manifolds.invariants import Invariant
-from hyperconn.manifolds.options import require_choice, require_int, require_number
+from hyperconn.manifolds.core import invariants
+from hyperconn.manifolds.core.invariants import Invariant
+from hyperconn.manifolds.core.manifold import MAX_FUSED_STREAMS, Manifold
+from hyperconn.manifolds.core.options import require_choice, require_int, require_number
+from hyperconn.manifolds.core.symmetries import Symmetry, relabelled, transposed
 from hyperconn.manifolds.registry import register
-from hyperconn.manifolds.symmetries import Symmetry, relabelled, transposed
 
 # Largest skew entry that is solved as it is. The solve loses about ‖A‖·eps; up to these sizes that is little enough
 # for the polish to give it back.
@@ -141,7 +141,7 @@ class Stiefel(Manifold):
         if self.n > MAX_FUSED_STREAMS:
             return None
         # Here and not above: nothing but the fused kernels may need triton.
-        from hyperconn.kernels.fused.stiefel import iterative_pair, stiefel_pair
+        from hyperconn.kernels.fused.maps.stiefel import iterative_pair, stiefel_pair
 
         if self.method == "iterative":
             return iterative_pair(float(self.alpha), self.steps)

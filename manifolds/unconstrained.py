@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperconn.manifolds.base import MAX_FUSED_STREAMS, Manifold
-from hyperconn.manifolds.invariants import Invariant
+from hyperconn.manifolds.core.invariants import Invariant
+from hyperconn.manifolds.core.manifold import MAX_FUSED_STREAMS, Manifold
 from hyperconn.manifolds.registry import register
 
 
@@ -46,7 +46,7 @@ class Unconstrained(Manifold):
         if self.n > MAX_FUSED_STREAMS:
             return None
         # Here and not above: nothing but the fused kernels may need triton.
-        from hyperconn.kernels.fused.trivial import UNCONSTRAINED
+        from hyperconn.kernels.fused.maps.trivial import UNCONSTRAINED
 
         return UNCONSTRAINED
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hyperconn.manifolds import registry
+from hyperconn.manifolds.registry import registry
 
 # A manifold in few lines: everything else is inherited from one that keeps the laws.
 CLASS = """

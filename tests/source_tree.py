@@ -19,7 +19,7 @@ def module_name(path: Path) -> str:
     """The import name of a file below one of the top folders.
 
     >>> module_name(ROOT / "kernels" / "sinkhorn.py"), module_name(ROOT / "manifolds" / "__init__.py")
-    ('hyperconn.kernels.sinkhorn', 'hyperconn.manifolds')
+    ('hyperconn.kernels.maps.sinkhorn', 'hyperconn.manifolds')
     """
     folder, *inside = path.relative_to(ROOT).with_suffix("").parts
     return ".".join([PACKAGES[folder], *(part for part in inside if part != "__init__")])

@@ -11,7 +11,7 @@ from torch import nn
 
 from hyperconn import manifolds
 from hyperconn.manifolds import Birkhoff, Stiefel, constrain
-from hyperconn.manifolds.static import OnManifold
+from hyperconn.manifolds.registry.constrain import OnManifold
 
 
 def linear(n: int = 4, dtype: torch.dtype = torch.float32) -> nn.Linear:

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from hyperconn.kernels.fused import pair as pair_module
+from hyperconn.kernels.fused.maps.trivial import IDENTITY, _identity_backward, _identity_forward
 from hyperconn.kernels.fused.pair import DevicePair, pair_named
-from hyperconn.kernels.fused.trivial import IDENTITY, _identity_backward, _identity_forward
 from hyperconn.manifolds import Birkhoff
 
 _PAIR_MODULE = """

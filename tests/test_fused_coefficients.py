@@ -19,12 +19,12 @@ from hyperconn.kernels.fused.coefficients import (
     coefficients_forward,
     fused_coefficients,
 )
-from hyperconn.kernels.fused.gates import DEVICE_GATES
 from hyperconn.kernels.fused.launch import recording
+from hyperconn.kernels.fused.maps.gates import DEVICE_GATES
+from hyperconn.kernels.fused.maps.trivial import IDENTITY, UNCONSTRAINED
 from hyperconn.kernels.fused.pair import DevicePair
 from hyperconn.kernels.fused.second_order import refuse_second_derivatives
 from hyperconn.kernels.fused.tiles import flat_from_square, inside_square, square_from_flat
-from hyperconn.kernels.fused.trivial import IDENTITY, UNCONSTRAINED
 from hyperconn.kernels.poison import poisoned_memory
 from hyperconn.manifolds import (
     Birkhoff,

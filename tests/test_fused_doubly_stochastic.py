@@ -21,11 +21,11 @@ from fused_cases import (
     relative_error,
 )
 from hyperconn.kernels import round_to_doubly_stochastic
-from hyperconn.kernels.cayley import saturate as saturate_reference
 from hyperconn.kernels.fused.constrain import constrain_backward, constrain_forward, tokens_per_program
+from hyperconn.kernels.fused.maps.rounding import round_backward, round_forward
 from hyperconn.kernels.fused.pair import pair_named
-from hyperconn.kernels.fused.rounding import round_backward, round_forward
 from hyperconn.kernels.fused.tiles import flat_from_square, put, saturate, saturate_backward, square_from_flat, take
+from hyperconn.kernels.maps.cayley import saturate as saturate_reference
 from hyperconn.kernels.poison import poisoned_memory
 from hyperconn.manifolds import Birkhoff, Identity, Kronecker, Manifold, Permutation, Stiefel
 

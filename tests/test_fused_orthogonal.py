@@ -13,9 +13,9 @@ from torch import Tensor
 from fused_cases import DEVICE, EXACT, EXACT_DTYPE, exhaustive, reference_gradients, relative_error
 from hyperconn.kernels import saturate, skew
 from hyperconn.kernels.fused.constrain import constrain_backward, constrain_forward, tokens_per_program
+from hyperconn.kernels.fused.maps.spectral_sphere import tanh, tanh_derivative
+from hyperconn.kernels.fused.maps.stiefel import stiefel_pair
 from hyperconn.kernels.fused.pair import DevicePair, pair_named
-from hyperconn.kernels.fused.spectral_sphere import tanh, tanh_derivative
-from hyperconn.kernels.fused.stiefel import stiefel_pair
 from hyperconn.kernels.poison import poisoned_memory
 from hyperconn.manifolds import Grassmann, Identity, Manifold, SpectralSphere, Stiefel, Unconstrained
 

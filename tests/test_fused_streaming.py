@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from fused_cases import DEVICE, EXACT, EXACT_DTYPE, SIZES, exhaustive
-from hyperconn.kernels import streaming as reference
-from hyperconn.kernels.fused import streaming as fused
 from hyperconn.kernels.fused.launch import recording
+from hyperconn.kernels.fused.passes import streaming as fused
 from hyperconn.kernels.fused.tuning import splits
+from hyperconn.kernels.passes import streaming as reference
 from hyperconn.kernels.poison import poisoned_memory
 
 SHORT = (torch.bfloat16, torch.float16)

@@ -17,7 +17,7 @@ from fuzz_cases import DEEP, KEYS, attempt, data, keys, nested, objects, product
 from hyperconn import HyperConnectionConfig
 from hyperconn.files import MAX_BYTES, read_table
 from hyperconn.lab.config import LabConfig
-from hyperconn.manifolds.limits import MAX_DEPTH, MAX_SIZE
+from hyperconn.manifolds.core.plain_data import MAX_DEPTH, MAX_SIZE
 from hyperconn.options import Options
 
 FIELDS = [field.name for field in dataclasses.fields(HyperConnectionConfig)]

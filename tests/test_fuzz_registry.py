@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from fuzz_cases import DEEP, attempt, numbers, objects, product_of_products, text
 from hyperconn import HyperConnectionConfig, manifolds
 from hyperconn.manifolds import Kronecker, Manifold, UnknownNameError
-from hyperconn.manifolds.limits import MAX_DEPTH
+from hyperconn.manifolds.core.plain_data import MAX_DEPTH
 
 thorough = settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 LOOK_UPS = (manifolds.get, manifolds.resolve, manifolds.aliases, manifolds.provider, manifolds.unregister)

@@ -54,11 +54,11 @@ def test_every_small_mistake_is_made_once() -> None:
 
 
 # Each a mistake that somebody could make: (file, text, what it was mistaken for).
-SINKHORN, ROUNDING, CAYLEY = "kernels/sinkhorn.py", "kernels/rounding.py", "kernels/cayley.py"
+SINKHORN, ROUNDING, CAYLEY = "kernels/maps/sinkhorn.py", "kernels/maps/rounding.py", "kernels/maps/cayley.py"
 BIRKHOFF, STIEFEL, SPHERE = "manifolds/birkhoff.py", "manifolds/stiefel.py", "manifolds/spectral_sphere.py"
 GRASSMANN, PERMUTATION = "manifolds/grassmann.py", "manifolds/permutation.py"
-FACTORISATION = "manifolds/factorisation.py"
-INVARIANTS, UNCONSTRAINED = "manifolds/invariants.py", "manifolds/unconstrained.py"
+FACTORISATION = "manifolds/core/factorisation.py"
+INVARIANTS, UNCONSTRAINED = "manifolds/core/invariants.py", "manifolds/unconstrained.py"
 
 MISTAKES = (
     # signs
@@ -180,7 +180,7 @@ def test_what_is_called_equivalent_is_a_mutant() -> None:
             assert len(made) == 1, f"{reason}: {change} makes mutants of {made or 'nothing'}"
 
 
-@pytest.mark.parametrize("arguments", [["manifolds/limits.py"], ["manifolds/identity.py"]])
+@pytest.mark.parametrize("arguments", [["manifolds/core/plain_data.py"], ["manifolds/identity.py"]])
 def test_the_count_is_of_the_files_asked_for(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from hyperconn import HyperConnectionConfig, manifolds
 from hyperconn.manifolds import Manifold, PluginError, Provider, UnknownNameError, registry
-from hyperconn.manifolds.plugins import installed
+from hyperconn.manifolds.registry.plugins import installed
 from plugin_cases import Install, shape_class
 
 BUILT_IN = manifolds.available()

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from hyperconn import HyperConnection, HyperConnectionConfig, UnknownNameError, manifolds
 from hyperconn.lab.checkpoint import identity
 from hyperconn.lab.config import LabConfig
-from hyperconn.manifolds import PluginVersionWarning, constrain, registry
+from hyperconn.manifolds import PluginVersionWarning, constrain
+from hyperconn.manifolds.registry import registry
 from plugin_cases import Install, shape_class
 
 RECORD = {"tilt": {"distribution": "Extra.Shapes", "version": "1.0"}}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fused_cases import relative_error
-from hyperconn.kernels import streaming, thin_products
+from hyperconn.kernels.passes import streaming, thin_products
 
 K, P = 96, 24
 TOKENS = (0, 1, 255, 256, 512, 513, 1100)

@@ -16,7 +16,7 @@ from hyperconn.backends import config_obstacle, tensor_obstacle, unfused_part
 from hyperconn.cli.console import output, say
 from hyperconn.cli.plugins import blaming_plugins, plugin_problems, plugin_states, shown_instance
 from hyperconn.manifolds import PluginError
-from hyperconn.manifolds.plugins import VARIABLE
+from hyperconn.manifolds.registry.plugins import VARIABLE
 from hyperconn.options import chosen_options
 
 _PACKAGES = ("hyperconn", "torch", "triton", "numpy", "geotorch", "typer", "rich", "matplotlib", "PyYAML", "hypothesis")

@@ -14,7 +14,7 @@ from hyperconn import HyperConnectionConfig, manifolds
 from hyperconn.cli.console import BAD_INPUT, bad_input, fail, output, say
 from hyperconn.cli.plugins import blaming_plugins, plugin_problems, plugin_states, shown_instance
 from hyperconn.manifolds import Manifold, PluginError, UnknownNameError
-from hyperconn.manifolds.errors import NotAllowedError, unknown_name
+from hyperconn.manifolds.core.errors import NotAllowedError, unknown_name
 
 _SIZES = (4, 8)
 

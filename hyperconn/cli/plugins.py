@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from hyperconn import manifolds
-from hyperconn.manifolds import Manifold, PluginError, plugins
-from hyperconn.manifolds.plugins import VARIABLE, Plugin
-from hyperconn.manifolds.registry import shadow
+from hyperconn.manifolds import Manifold, PluginError
+from hyperconn.manifolds.registry import plugins
+from hyperconn.manifolds.registry.plugins import VARIABLE, Plugin
+from hyperconn.manifolds.registry.registry import shadow
 
 
 class PluginState(NamedTuple):

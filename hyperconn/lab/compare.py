@@ -13,7 +13,7 @@ from hyperconn.lab.data import Corpus, validation_windows
 from hyperconn.lab.interrupt import deferred_interrupt
 from hyperconn.lab.measure import MatrixReport, measure_matrices
 from hyperconn.lab.run import DivergedError, Run
-from hyperconn.manifolds.errors import unknown_name
+from hyperconn.manifolds.core.errors import unknown_name
 
 DEFAULT_PRESETS = ("plain", "hc", "mhc", "mhc-lite", "kromhc", "jpmhc", "shc")
 # The first steps of a process pay for allocations and lazy initialisation.

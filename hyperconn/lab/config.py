@@ -11,8 +11,8 @@ from typing import Any
 from hyperconn import HyperConnectionConfig
 from hyperconn.files import read_table
 from hyperconn.lab.tables import from_table
-from hyperconn.manifolds.errors import shown, unknown_name
-from hyperconn.manifolds.limits import require_small
+from hyperconn.manifolds.core.errors import shown, unknown_name
+from hyperconn.manifolds.core.plain_data import require_small
 from hyperconn.options import Options
 
 PLAIN = ("plain", "none")

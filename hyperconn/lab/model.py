@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hyperconn.config import HyperConnectionConfig
+from hyperconn.connection import HyperConnection
 from hyperconn.lab.config import ModelConfig
-from hyperconn.layer import HyperConnection
 from hyperconn.streams import HyperConnectionHead, collapse_streams, expand_streams
 
 VOCABULARY = 256  # bytes

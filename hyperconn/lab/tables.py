@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from hyperconn.manifolds.errors import shown, unknown_name
+from hyperconn.manifolds.core.errors import shown, unknown_name
 
 T = TypeVar("T")
 

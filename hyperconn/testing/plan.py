@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from hyperconn.manifolds import Manifold
-from hyperconn.manifolds.contract import require_contract
+from hyperconn.manifolds.core.class_check import require_contract
 from hyperconn.testing.law import CRASHES
 from hyperconn.testing.laws import LAWS
 from hyperconn.testing.reproduce import expression

@@ -19,9 +19,9 @@ from hyperconn.kernels.fused.coefficient_kernels import (
     _coefficients_forward_kernel,
     _parameter_sums_kernel,
 )
-from hyperconn.kernels.fused.gates import device_gate
 from hyperconn.kernels.fused.launch import Launch
 from hyperconn.kernels.fused.library import register
+from hyperconn.kernels.fused.maps.gates import device_gate
 from hyperconn.kernels.fused.pair import pair_named
 from hyperconn.kernels.fused.second_order import refuse_forward_mode, refuse_second_derivatives
 from hyperconn.kernels.fused.tuning import power_of_two

@@ -132,7 +132,7 @@ def flat_from_square(square, n: tl.constexpr, N: tl.constexpr, PP: tl.constexpr)
 
 @triton.jit
 def saturate(square, cap):
-    """``square [BT, N, N]`` scaled down where its largest entry exceeds ``cap``; see `hyperconn.kernels.cayley`."""
+    """``square [BT, N, N]`` scaled down where its largest entry exceeds ``cap``; see ``kernels/maps/cayley.py``."""
     return square / _excess(square, cap)
 
 

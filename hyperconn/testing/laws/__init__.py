@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hyperconn.manifolds.errors import unknown_name
+from hyperconn.manifolds.core.errors import unknown_name
 from hyperconn.testing.law import Law
 from hyperconn.testing.laws.extremes import extremes
 from hyperconn.testing.laws.gradients import (

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hyperconn.manifolds import Invariant, Manifold
-from hyperconn.manifolds.symmetries import relabelled
+from hyperconn.manifolds.core.symmetries import relabelled
 from hyperconn.testing.case import Case
 from hyperconn.testing.law import CRASHES, TOKENS, law
 from hyperconn.testing.laws.tools import worst_residual

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hyperconn.manifolds import Invariant, Manifold, invariants
-from hyperconn.manifolds.base import MAX_FUSED_STREAMS
+from hyperconn.manifolds.core.manifold import MAX_FUSED_STREAMS
 
 _FAR = 64.0  # exp(-64) vanishes beside 1 in float64
 

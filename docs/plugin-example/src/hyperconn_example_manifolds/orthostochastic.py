@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from hyperconn.manifolds import Invariant, Manifold, Stiefel, invariants
-from hyperconn.manifolds.base import MAX_STREAMS
-from hyperconn.manifolds.options import require_int
+from hyperconn.manifolds.core.manifold import MAX_STREAMS
+from hyperconn.manifolds.core.options import require_int
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from hyperconn.kernels.steps import Projected
 
 if TYPE_CHECKING:
-    from hyperconn.layer import HyperConnection
+    from hyperconn.connection import HyperConnection
 
 
 def recomputing() -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hyperconn.kernels.fused.cayley import cayley, cayley_backward, matmul, transpose
+from hyperconn.kernels.fused.maps.cayley import cayley, cayley_backward, matmul, transpose
 from hyperconn.kernels.fused.pair import DevicePair
 from hyperconn.kernels.fused.tiles import put, row_of, take
 

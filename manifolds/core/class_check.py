@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import typing
 
-from hyperconn.manifolds.base import Manifold
+from hyperconn.manifolds.core.manifold import Manifold
 
 # Raised when a class written for the version before would no longer work.
 API_VERSION = 1

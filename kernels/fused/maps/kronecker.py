@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import triton
 import triton.language as tl
 
+from hyperconn.kernels.fused.maps.permutation import factor_backward, factor_forward, factor_options
 from hyperconn.kernels.fused.pair import DevicePair
-from hyperconn.kernels.fused.permutation import factor_backward, factor_forward, factor_options
 
 
 def kronecker_pair(sizes: Sequence[int]) -> DevicePair:

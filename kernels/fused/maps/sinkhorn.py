@@ -1,4 +1,4 @@
-"""Sinkhorn–Knopp balancing in registers: the maps of `hyperconn.kernels.sinkhorn` and their gradients.
+"""Sinkhorn–Knopp balancing in registers: the maps of `hyperconn.kernels.maps.sinkhorn` and their gradients.
 
 A half-sweep takes the logits L to ``L − D``, where D is the log of the sums along one axis; its gradient needs
 ``exp(L − D)`` alone. Going back through the sweeps therefore takes every intermediate L, which is the next one plus
@@ -15,8 +15,8 @@ from typing import Literal
 import triton
 import triton.language as tl
 
+from hyperconn.kernels.fused.maps.rounding import round_backward, round_forward
 from hyperconn.kernels.fused.pair import DevicePair
-from hyperconn.kernels.fused.rounding import round_backward, round_forward
 from hyperconn.kernels.fused.tiles import (
     flat_from_square,
     inside_square,
@@ -43,7 +43,7 @@ def sinkhorn_pair(
     """The pair of ``sinkhorn(theta, …)``, followed by ``round_to_doubly_stochastic`` if ``rounded``.
 
     Args:
-        iterations, first_axis, eps, eps_mode, implicit: as in `hyperconn.kernels.sinkhorn`.
+        iterations, first_axis, eps, eps_mode, implicit: as in `hyperconn.kernels.maps.sinkhorn`.
         rounded: finish on the doubly stochastic matrices.
 
     Returns:

@@ -1,6 +1,6 @@
 """The passes over the streams that a hyper-connection makes, in plain torch.
 
-Each function is one pass; ``hyperconn.kernels.fused.streaming`` holds the same functions as Triton kernels, and
+Each function is one pass; ``hyperconn.kernels.fused.passes.streaming`` holds the same functions as Triton kernels, and
 ``hyperconn.kernels.steps`` strings either set together. On the CPU, for these small n, batched matrix products beat
 ``einsum`` and broadcasting by a wide margin, a product with one row beats the same with one column, and adding in place
 beats everything that asks for another block of memory.
@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hyperconn.kernels.thin_products import blocks_help, sum_of_products, transformed, weigh
+from hyperconn.kernels.passes.thin_products import blocks_help, sum_of_products, transformed, weigh
 
 _SHARED = 256  # tokens of a block that two products share, by measurement
 

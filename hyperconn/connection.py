@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from hyperconn.backends import choose_backend, require_backend
 from hyperconn.checks import check_output, check_streams
 from hyperconn.coefficients import Coefficients, fused_spec, predict
+from hyperconn.compatibility import differences, signature
 from hyperconn.config import HyperConnectionConfig
 from hyperconn.gates import gate
-from hyperconn.handover import Entered, Handover, recomputing
+from hyperconn.initialization import start_logits
 from hyperconn.kernels import read_streams, steps, write_streams
 from hyperconn.kernels.autocast import without_autocast
 from hyperconn.manifolds import Manifold
-from hyperconn.manifolds.base import working_dtype
-from hyperconn.manifolds.provenance import note_plugins, plugin_errors
-from hyperconn.notes import differences, signature
-from hyperconn.starts import start_logits
+from hyperconn.manifolds.core.manifold import working_dtype
+from hyperconn.manifolds.registry.provenance import note_plugins, plugin_errors
+from hyperconn.stream_state import Entered, Handover, recomputing
 
 if TYPE_CHECKING:
     from hyperconn.kernels.fused.coefficients import CoefficientSpec

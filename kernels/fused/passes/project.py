@@ -7,8 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hyperconn.kernels.fused.dots import accumulate_dot
 from hyperconn.kernels.fused.launch import Launch
+from hyperconn.kernels.fused.passes.dots import accumulate_dot
 from hyperconn.kernels.fused.tuning import accumulator, is_short, power_of_two, splits
 
 

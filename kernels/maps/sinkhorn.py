@@ -15,8 +15,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from hyperconn.kernels.cayley import saturate
-from hyperconn.kernels.layout import tokens_together
+from hyperconn.kernels.maps.cayley import saturate
+from hyperconn.kernels.maps.layout import tokens_together
 
 Axis = Literal["rows", "columns"]
 EpsMode = Literal["denominator", "softmax"]

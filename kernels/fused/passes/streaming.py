@@ -1,4 +1,4 @@
-"""The passes over the streams as Triton kernels: the functions of ``hyperconn.kernels.streaming``, under its names.
+"""The passes over the streams as Triton kernels: the functions of ``kernels/passes/streaming.py``, under its names.
 
 Results are differentiable once; a second derivative is refused with a clear error.
 """
@@ -8,13 +8,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hyperconn.kernels.fused import mixing_backward as _mixing
-from hyperconn.kernels.fused import project as _project
-from hyperconn.kernels.fused import project_backward as _project_backward
-from hyperconn.kernels.fused import read as _read
-from hyperconn.kernels.fused import write as _write
-from hyperconn.kernels.fused import write_backward as _write_backward
 from hyperconn.kernels.fused.library import register
+from hyperconn.kernels.fused.passes import mixing_backward as _mixing
+from hyperconn.kernels.fused.passes import project as _project
+from hyperconn.kernels.fused.passes import project_backward as _project_backward
+from hyperconn.kernels.fused.passes import read as _read
+from hyperconn.kernels.fused.passes import write as _write
+from hyperconn.kernels.fused.passes import write_backward as _write_backward
 from hyperconn.kernels.fused.second_order import refuse_forward_mode, refuse_second_derivatives
 from hyperconn.kernels.fused.tuning import accumulator
 

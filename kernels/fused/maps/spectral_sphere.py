@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hyperconn.kernels.fused.cayley import (
+from hyperconn.kernels.fused.maps.cayley import (
     cayley,
     cayley_backward,
     matmul,

@@ -9,8 +9,8 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from hyperconn.manifolds import invariants
-from hyperconn.manifolds.base import Manifold
+from hyperconn.manifolds.core import invariants
+from hyperconn.manifolds.core.manifold import Manifold
 
 
 def kronecker_product(A: Tensor, B: Tensor) -> Tensor:

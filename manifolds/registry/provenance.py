@@ -8,11 +8,11 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from hyperconn.manifolds.base import Manifold
-from hyperconn.manifolds.errors import NotAllowedError, UnknownNameError, shown
-from hyperconn.manifolds.names import distribution_key, manifold_key
-from hyperconn.manifolds.plugins import Provider
-from hyperconn.manifolds.registry import provider
+from hyperconn.manifolds.core.errors import NotAllowedError, UnknownNameError, shown
+from hyperconn.manifolds.core.manifold import Manifold
+from hyperconn.manifolds.registry.names import distribution_key, manifold_key
+from hyperconn.manifolds.registry.plugins import Provider
+from hyperconn.manifolds.registry.registry import provider
 
 # In the metadata of a state dict, beside torch's own version number.
 _METADATA_KEY = "hyperconn_plugins"

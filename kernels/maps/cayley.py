@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hyperconn.kernels.layout import tokens_together
+from hyperconn.kernels.maps.layout import tokens_together
 
 POLISH_STEPS = 3
 # On the CPU a batch of n×n products walks from matrix to matrix; up to this n, going through the entries of all tokens

@@ -7,9 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hyperconn.kernels.fused.dots import accumulate_dot
 from hyperconn.kernels.fused.launch import Launch
-from hyperconn.kernels.fused.project import project
+from hyperconn.kernels.fused.passes.dots import accumulate_dot
+from hyperconn.kernels.fused.passes.project import project
 from hyperconn.kernels.fused.tuning import accumulator, channel_tile, is_short, power_of_two, splits
 
 # Projections that a program can accumulate while it writes; beyond them the next layer makes a pass of its own.

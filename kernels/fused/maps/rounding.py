@@ -1,4 +1,4 @@
-"""Rounding onto the doubly stochastic matrices in registers: `hyperconn.kernels.rounding`, value and gradient."""
+"""Rounding onto the doubly stochastic matrices in registers: `hyperconn.kernels.maps.rounding`, value and gradient."""
 
 from __future__ import annotations
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hyperconn.kernels.cayley import POLISH_STEPS
 from hyperconn.kernels.fused.tiles import put, row_of, saturate, saturate_backward, take
+from hyperconn.kernels.maps.cayley import POLISH_STEPS
 
 _POLISH_STEPS = tl.constexpr(POLISH_STEPS)
 
@@ -106,7 +106,7 @@ def inverse(M, size: tl.constexpr):
 
 @triton.jit
 def polish_orthogonal(Q):
-    """Newton–Schulz steps ``Q ← Q(3I − QᵀQ)/2``; see ``hyperconn.kernels.cayley``."""
+    """Newton–Schulz steps ``Q ← Q(3I − QᵀQ)/2``; see ``hyperconn.kernels.maps.cayley``."""
     eye = eye_like(Q)
     for _ in range(_POLISH_STEPS):
         Q = matmul(Q, 3.0 * eye - matmul(transpose(Q), Q)) * 0.5

@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
-from hyperconn.manifolds import plugins
-from hyperconn.manifolds.base import Manifold
-from hyperconn.manifolds.contract import require_contract
-from hyperconn.manifolds.errors import NotAllowedError, PluginError, shown, unknown_name
-from hyperconn.manifolds.names import manifold_key as _key
-from hyperconn.manifolds.plugins import Plugin, Provider
+from hyperconn.manifolds.core.class_check import require_contract
+from hyperconn.manifolds.core.errors import NotAllowedError, PluginError, shown, unknown_name
+from hyperconn.manifolds.core.manifold import Manifold
+from hyperconn.manifolds.registry import plugins
+from hyperconn.manifolds.registry.names import manifold_key as _key
+from hyperconn.manifolds.registry.plugins import Plugin, Provider
 
 C = TypeVar("C", bound=type[Manifold])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hyperconn.kernels.layout import tokens_together
+from hyperconn.kernels.maps.layout import tokens_together
 
 
 def round_to_doubly_stochastic(matrix: Tensor) -> Tensor:

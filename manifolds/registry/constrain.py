@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from hyperconn.manifolds.base import Manifold, working_dtype
-from hyperconn.manifolds.provenance import note_plugins, plugin_errors
-from hyperconn.manifolds.registry import make
+from hyperconn.manifolds.core.manifold import Manifold, working_dtype
+from hyperconn.manifolds.registry.provenance import note_plugins, plugin_errors
+from hyperconn.manifolds.registry.registry import make
 
 
 class OnManifold(nn.Module):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from hyperconn.manifolds.base import Manifold
-from hyperconn.manifolds.errors import shown
+from hyperconn.manifolds.core.errors import shown
+from hyperconn.manifolds.core.manifold import Manifold
 
 
 def require_choice(manifold: Manifold, option: str, choices: tuple[str, ...]) -> None:

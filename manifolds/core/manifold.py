@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from hyperconn.kernels.autocast import without_autocast
-from hyperconn.manifolds.errors import shown
-from hyperconn.manifolds.invariants import Invariant
-from hyperconn.manifolds.symmetries import Symmetry
+from hyperconn.manifolds.core.errors import shown
+from hyperconn.manifolds.core.invariants import Invariant
+from hyperconn.manifolds.core.symmetries import Symmetry
 
 # Far beyond any use (papers: 2 to 16); it turns a slip in a config into a message instead of an exhausted machine.
 MAX_STREAMS = 1024

@@ -17,9 +17,9 @@ from importlib.metadata import Distribution
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from hyperconn.manifolds.base import Manifold
-from hyperconn.manifolds.errors import PluginError
-from hyperconn.manifolds.names import distribution_key, manifold_key
+from hyperconn.manifolds.core.errors import PluginError
+from hyperconn.manifolds.core.manifold import Manifold
+from hyperconn.manifolds.registry.names import distribution_key, manifold_key
 
 LIBRARY = "hyperconn"
 GROUP = "hyperconn.manifolds"

@@ -1,0 +1,1 @@
+"""The maps of the constraints and of the gates, as Triton device functions."""

@@ -1,0 +1,1 @@
+"""The passes over the streams, as Triton kernels."""

@@ -1,0 +1,1 @@
+"""The maps of the constraints, in plain torch."""

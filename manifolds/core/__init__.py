@@ -1,0 +1,1 @@
+"""What every set is made of: the base class, invariants, symmetries, options and errors."""
