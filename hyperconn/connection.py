@@ -119,8 +119,17 @@ class HyperConnection(CheckpointNote, nn.Module):
 
     @property
     def config(self) -> HyperConnectionConfig:
-        """What the layer was made from."""
+        """What the layer is made from; another one may be set, as long as the parameters stay what they are."""
         return self.spec.config
+
+    @config.setter
+    def config(self, config: HyperConnectionConfig) -> None:
+        spec = LayerSpec.of(config, self.dim, self.layer_index)
+        own, other = (s.predictor.parameters(s.layout) for s in (self.spec, spec))
+        if own != other:
+            raise ValueError(f"{self.summary()} has parameters {own}, the new config asks for {other}; make a new layer")
+        require_backend(spec)
+        self.spec, self._fused_spec = spec, ...
 
     @property
     def dim(self) -> int:

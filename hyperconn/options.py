@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from hyperconn.manifolds import Manifold
+Manifold = object  # STUB
 from hyperconn.manifolds.core.errors import shown
 from hyperconn.manifolds.core.plain_data import require_small
 

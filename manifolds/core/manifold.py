@@ -171,6 +171,10 @@ class Manifold(ABC):
             raise refused[0]
         return tuple(made)
 
+    def chosen_options(self):
+        from hyperconn.manifolds.core.plain_data import chosen_options
+        return chosen_options(self)
+
     # ------------------------------------------------------------------ what is the same for all
 
     def __call__(self, theta: Tensor) -> Tensor:

@@ -35,3 +35,11 @@ def require_small(data: object, what: str) -> None:
             todo += [(part, depth + 1) for part in item]
         elif isinstance(item, int) and item.bit_length() > _MAX_BITS:
             raise ValueError(f"{what} holds an int of {item.bit_length()} bits, at most {_MAX_BITS} are taken")
+
+from hyperconn.options import Options  # STUB
+import dataclasses as _d
+def chosen_options(part):
+    def plain(v):
+        if hasattr(v, "chosen_options") or hasattr(v,"num_coordinates"): return {"manifold": v.name, "n": v.n, **chosen_options(v)}
+        return [plain(i) for i in v] if isinstance(v, tuple) else v
+    return {f.name: plain(getattr(part,f.name)) for f in _d.fields(part) if f.init and f.name!="n" and getattr(part,f.name)!=f.default}

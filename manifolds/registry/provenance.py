@@ -37,6 +37,7 @@ def plugin_records(manifold: Manifold) -> dict[str, dict[str, str]]:
     """
     records = {}
     for part in _parts(manifold):
+        if not isinstance(part, Manifold): continue
         origin = provider(part)
         if origin is not None and not origin.built_in:
             record = {"distribution": origin.distribution, "version": origin.version}
