@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from hyperconn import gates, manifolds, predictors
+from hyperconn import gates, predictors
 from hyperconn.files import read_table
 from hyperconn.gates import Gate
 from hyperconn.manifolds import Manifold, PluginError
@@ -172,7 +172,9 @@ class HyperConnectionConfig:
         if options:
             raise TypeError(f"HyperConnectionConfig: {field}_options go with a name; {value!r} has its own options")
         if kind is not Predictor and value.n != self.streams:
-            raise ValueError(f"HyperConnectionConfig: {field}={value!r} is made for n={value.n}, streams={self.streams}")
+            raise ValueError(
+                f"HyperConnectionConfig: {field}={value!r} is made for n={value.n}, streams={self.streams}"
+            )
         name, own = self._as_data(registry, value)
         if name is not None:
             object.__setattr__(self, field, name)
@@ -216,8 +218,8 @@ class HyperConnectionConfig:
             )
         if self.read == "delayed" and (not expand.whole or pre.value_shape != (self.streams,)):
             raise ValueError(
-                "HyperConnectionConfig: read='delayed' hands on one weight a stream; it goes with expand='copies' and a "
-                f"gate of {self.streams} weights, got expand={expand.name!r} and pre_gate={pre!r}"
+                "HyperConnectionConfig: read='delayed' hands on one weight a stream; it goes with expand='copies' and "
+                f"a gate of {self.streams} weights, got expand={expand.name!r} and pre_gate={pre!r}"
             )
         if collapse.needs == "pre" and self.read != "delayed":
             raise ValueError(
@@ -293,8 +295,8 @@ class HyperConnectionConfig:
         for name, value in table.items():
             if name in (*_REGISTERED, *_ENDS) and not isinstance(value, str):
                 raise TypeError(
-                    f"HyperConnectionConfig.to_dict: {name}={value!r} is an object that no registered name stands for, so "
-                    "it cannot be written down; register its class (hyperconn.manifolds, gates and predictors have "
+                    f"HyperConnectionConfig.to_dict: {name}={value!r} is an object that no registered name stands for, "
+                    "so it cannot be written down; register its class (hyperconn.manifolds, gates and predictors have "
                     "register) and name it"
                 )
             if isinstance(value, Options):

@@ -21,7 +21,7 @@ from hyperconn.kernels import steps
 from hyperconn.kernels.autocast import without_autocast
 from hyperconn.kernels.passes.mixing import write_streams
 from hyperconn.manifolds import Manifold
-from hyperconn.manifolds.core.checkpoint_note import CheckpointNote
+from hyperconn.manifolds.registry.checkpoint_note import CheckpointNote
 from hyperconn.predictors import Start
 from hyperconn.spec import LayerSpec
 from hyperconn.stream_state import DelayedStreams, Entered, Handover, recomputing
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from hyperconn.kernels.fused.coefficients import CoefficientSpec
 
 
-class HyperConnection(CheckpointNote, nn.Module):
+class HyperConnection(CheckpointNote):
     r"""A residual connection over n streams: :math:`x' = H x + \mathrm{post}\; F(\mathrm{pre}^\top x)^\top`.
 
     Args:
@@ -112,8 +112,8 @@ class HyperConnection(CheckpointNote, nn.Module):
         module = getattr(self, owner) if owner else self
         if type(module) is not nn.Module or hasattr(module, own):
             raise ValueError(
-                f"{self.spec.predictor!r} calls a parameter {name!r}, which a HyperConnection has already for something "
-                "else; call it differently"
+                f"{self.spec.predictor!r} calls a parameter {name!r}, which a HyperConnection has already for "
+                "something else; call it differently"
             )
         module.register_parameter(own, parameter)
 
@@ -127,7 +127,9 @@ class HyperConnection(CheckpointNote, nn.Module):
         spec = LayerSpec.of(config, self.dim, self.layer_index)
         own, other = (s.predictor.parameters(s.layout) for s in (self.spec, spec))
         if own != other:
-            raise ValueError(f"{self.summary()} has parameters {own}, the new config asks for {other}; make a new layer")
+            raise ValueError(
+                f"{self.summary()} has parameters {own}, the new config asks for {other}; make a new layer"
+            )
         require_backend(spec)
         self.spec, self._fused_spec = spec, ...
 
@@ -304,8 +306,8 @@ class HyperConnection(CheckpointNote, nn.Module):
             if self.layer_index != 0:
                 raise TypeError(
                     f"{self.summary()} reads with the weights of the sublayer before, but got streams alone at "
-                    f"layer_index={self.layer_index}; pass what the layer before returned, or DelayedStreams.seed(x) to "
-                    "begin here"
+                    f"layer_index={self.layer_index}; pass what the layer before returned, or DelayedStreams.seed(x) "
+                    "to begin here"
                 )
             check_streams(self.spec, x, None)
             return DelayedStreams.seed(x)
@@ -358,10 +360,10 @@ class HyperConnection(CheckpointNote, nn.Module):
 
     # ------------------------------------------------------------------ checkpoints
 
-    def _note(self) -> dict[str, Any]:
+    def note(self) -> dict[str, Any]:
         return signature(self.spec)
 
-    def _parts(self) -> tuple[Any, ...]:
+    def noted_parts(self) -> tuple[object, ...]:
         return self.spec.parts
 
     def summary(self) -> str:

@@ -84,7 +84,7 @@ class Gate(Map):
         return tuple(cls(n=n) for n in (1, 2, 3, 4, 8))
 
 
-GATES = Registry(kind="gate", group="hyperconn.gates", base=Gate)
+GATES: Registry[Gate] = Registry("gate", Gate)
 register, unregister, get, make = GATES.register, GATES.unregister, GATES.get, GATES.make
 available, aliases, provider = GATES.available, GATES.aliases, GATES.provider
 
@@ -228,7 +228,7 @@ class ColumnSoftmax(_SquareGate):
 @register("matrix")
 @dataclass(frozen=True)
 class Matrix(_SquareGate):
-    """n×n weights as they are: fraction k of the branch's input is ``Σᵢ Wᵢₖ xᵢ`` (Frac-Connections, arXiv 2503.14125)."""
+    """n×n weights as they are: fraction k of the input is ``Σᵢ Wᵢₖ xᵢ`` (Frac-Connections, arXiv 2503.14125)."""
 
     name = "matrix"
     writes = False

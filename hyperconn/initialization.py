@@ -56,8 +56,8 @@ def _require_plain(spec: LayerSpec, what: str, value: float) -> None:
         config = spec.config
         raise ValueError(
             f"{spec.summary()} cannot start as a plain residual network, whose {what} 1: its gates "
-            f"{spec.pre_gate!r} and {spec.post_gate!r} with post_gain={config.post_gain} and post_eps={config.post_eps} "
-            f"come to {value:.6g}; take gates that reach 1, or init='published' with gates that have a published start"
+            f"{spec.pre_gate!r} and {spec.post_gate!r} with post_gain={config.post_gain} and post_eps={config.post_eps}"
+            f" come to {value:.6g}; take gates that reach 1, or init='published' with gates that have a published start"
         )
 
 

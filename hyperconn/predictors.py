@@ -125,7 +125,7 @@ class Predictor(ABC):
         return (cls(),)
 
 
-PREDICTORS = Registry(kind="predictor", group="hyperconn.predictors", base=Predictor)
+PREDICTORS: Registry[Predictor] = Registry("predictor", Predictor)
 register, unregister, get, make = PREDICTORS.register, PREDICTORS.unregister, PREDICTORS.get, PREDICTORS.make
 available, aliases, provider = PREDICTORS.available, PREDICTORS.aliases, PREDICTORS.provider
 
@@ -146,7 +146,7 @@ def normalised(x: Tensor, kind: str, parameters: Parameters, layout: Layout) -> 
 
 def _norm_parameters(norm_weight: Affine, size: int) -> dict[str, tuple[int, ...]]:
     names = {"none": (), "weight": ("norm.weight",), "affine": ("norm.weight", "norm.bias")}[norm_weight]
-    return {name: (size,) for name in names}
+    return dict.fromkeys(names, (size,))
 
 
 def _reset_norm(parameters: Parameters) -> None:
@@ -169,7 +169,7 @@ def _require_norm(predictor: Any) -> None:
 @register("flat")
 @dataclass(frozen=True)
 class Flat(Predictor):
-    """Every logit from all streams at once: ``scale · (N(vec x) · fnᵀ) + base``, N a norm of the n·C numbers of a token.
+    """Every logit from all streams at once: ``scale · (N(vec x) · fnᵀ) + base``, N a norm of a token's numbers.
 
     Parameters: ``fn [P_total, n·C]``; ``base [P_total]``, not divided by the norm; ``scale [groups]``, one factor a
     group; ``norm.weight`` and ``norm.bias`` ``[n·C]``.
@@ -323,7 +323,7 @@ class PerStream(Predictor):
 @register("static")
 @dataclass(frozen=True)
 class Static(Predictor):
-    """The same logits for every token: ``base``. Parameters: ``base [P_total]``. Source: static HC, arXiv 2409.19606."""
+    """The same logits for every token: ``base``. Parameters: ``base [P_total]``. Source: HC, arXiv 2409.19606."""
 
     name = "static"
     source = "arXiv 2409.19606"

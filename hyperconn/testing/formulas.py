@@ -107,9 +107,7 @@ def permutation_mixture(logits: Tensor, n: int) -> Tensor:
     return H
 
 
-def kromhc(
-    x: Tensor, fn: Tensor, base: Tensor, scale: Tensor, branch: Branch, eps: float, weight: Tensor
-) -> Sublayer:
+def kromhc(x: Tensor, fn: Tensor, base: Tensor, scale: Tensor, branch: Branch, eps: float, weight: Tensor) -> Sublayer:
     """KromHC: ``U₁ ⊗ … ⊗ U_K`` with one permutation mixture for each prime factor of n."""
     n = x.shape[0]
     primes = prime_factors(n)
