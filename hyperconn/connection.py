@@ -311,7 +311,8 @@ class HyperConnection(CheckpointNote):
                 )
             check_streams(self.spec, x, None)
             return DelayedStreams.seed(x)
-        return x.streams, x.pre
+        streams, pre = x  # a checkpoint hands the named tuple on as a plain one
+        return streams, pre
 
     def _projection(self, x: Tensor, backend: str) -> Tensor | None:
         parameters = self._parameters_by_name()

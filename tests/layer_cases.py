@@ -40,7 +40,7 @@ def make_block(preset: str | None = None, *, branch: Any = None, n: int = 4, **o
 
 def streams_of(out: Any) -> Tensor:
     """The streams of what a layer returned, whatever comes with them where reads are delayed."""
-    return out if isinstance(out, Tensor) else out.streams
+    return out if isinstance(out, Tensor) else out[0]
 
 
 def make_streams(block: HyperConnection, *batch: int, dtype: torch.dtype = torch.float32) -> Tensor:

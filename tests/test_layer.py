@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hyperconn import HyperConnection, HyperConnectionConfig, HyperConnectionHead, expand_streams
+from hyperconn import DelayedStreams, HyperConnection, HyperConnectionConfig, HyperConnectionHead, expand_streams
 from layer_cases import DIM, every_preset, gradients, make_block, make_streams, run, streams_of
 
 BATCHES = ((), (0,), (3,), (2, 3), (2, 0, 3))
@@ -84,7 +84,8 @@ def test_narrow_streams_have_wide_coefficients(preset: str, dtype: torch.dtype) 
     block = make_block(preset, branch=nn.Identity())
     x = make_streams(block, 16, dtype=dtype)
     exact = copy.deepcopy(block).double()
-    u, write = block.read(x)
+    state = DelayedStreams(x, torch.rand(16, 4)) if block.config.read == "delayed" else x
+    u, write = block.read(state)
     written = streams_of(write(u))
     assert u.dtype == written.dtype == run(block, x).dtype == dtype
 
@@ -95,9 +96,10 @@ def test_narrow_streams_have_wide_coefficients(preset: str, dtype: torch.dtype) 
         assert (actual - reference).abs().max() <= 1e-5 * reference.abs().max()
 
     # Reading and writing round once, at the end: half a unit in the last place, and float32's own little more.
-    u_exact, _ = exact.read(x.double())
+    wide = DelayedStreams(x.double(), state.pre.double()) if isinstance(state, DelayedStreams) else x.double()
+    u_exact, _ = exact.read(wide)
     assert_rounded_once(u, u_exact)
-    _, write_exact = exact.read(x.double())
+    _, write_exact = exact.read(wide)
     assert_rounded_once(written, streams_of(write_exact(u.double())))
 
 
@@ -252,7 +254,7 @@ def test_wrong_dim_is_refused(dim: Any) -> None:
 
 def test_fractions_must_divide() -> None:
     config = HyperConnectionConfig.preset("fc", streams=3)
-    with pytest.raises(ValueError, match=r"dim=8.*3 equal fractions"):
+    with pytest.raises(ValueError, match=r"8 channels.*3 equal fractions"):
         HyperConnection(None, dim=8, config=config)
     with pytest.raises(ValueError, match=r"8 channels.*3 equal fractions"):
         expand_streams(torch.zeros(2, 8), streams=3, fractions=True)

@@ -50,7 +50,7 @@ def run_bench(
             with blaming_plugins(name):
                 config = HyperConnectionConfig(streams=streams, manifold=name, backend=backend)
                 layer = HyperConnection(norm, dim, config, layer_index=1, device=place)
-                runs = choose_backend(config, place, x.dtype, layer.base.dtype)
+                runs = choose_backend(layer.spec, place, x.dtype, next(layer.parameters()).dtype)
                 unfused = runs == "triton" and unfused_part(layer.spec)
         except (ValueError, TypeError, BackendUnavailableError) as error:
             _leave_out(name, error, names, left_out)

@@ -138,7 +138,7 @@ def kronecker_product(A: Tensor, B: Tensor) -> Tensor:
 
 
 def jpmhc(x: Tensor, fn: Tensor, weight: Tensor, bias: Tensor, branch: Branch, eps: float) -> Sublayer:
-    """JPmHC, arXiv 2602.18308: LayerNorm, n² logits each, matrix gates by row and by column, and the exact Cayley map."""
+    """JPmHC, arXiv 2602.18308: LayerNorm, n² logits each, gates by row and by column, the exact Cayley map."""
     n = x.shape[0]
     logits = fn @ layer_norm(x.reshape(-1), weight, bias, eps)
     l_pre, l_post, l_res = logits.reshape(3, n * n)
@@ -227,8 +227,8 @@ def deepseek_v41(
 ) -> Sublayer:
     """DeepSeek-V4.1: what the sublayer before left is read with; ``pre`` of the result is for the next one.
 
-    ``u = Σᵢ carriedᵢ xᵢ``, ``x' = combᵀ x + post F(u)ᵀ``. The first sublayer is given 1 for stream 0, and the ``pre`` of
-    the last one collapses the streams.
+    ``u = Σᵢ carriedᵢ xᵢ``, ``x' = combᵀ x + post F(u)ᵀ``. The first sublayer is given 1 for stream 0, and the ``pre``
+    of the last one collapses the streams.
     """
     pre, post, H = deepseek_v4_coefficients(x, fn, base, scale, eps)
     return write(x, carried, post, H, branch)._replace(pre=pre)

@@ -135,6 +135,9 @@ class Manifold(Map):
             worst = torch.maximum(worst, invariant.residual(H))
         return worst
 
+    def _hint(self) -> str:
+        return f"; its coordinate groups are {dict(self.coordinate_groups)}"
+
     def _require_matrix(self, H: Tensor) -> Tensor:
         if not H.is_floating_point():
             raise TypeError(f"{self!r} takes floating point matrices, got {H.dtype}; convert with .float() first")

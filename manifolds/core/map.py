@@ -105,6 +105,10 @@ class Map(ABC):
         """
         return chosen_options(self)
 
+    def _hint(self) -> str:
+        """What a message about wrong coordinates goes on with."""
+        return ""
+
     def __call__(self, theta: Tensor) -> Tensor:
         """Map ``theta [..., P]`` to ``[..., *value_shape]``.
 
@@ -121,6 +125,7 @@ class Map(ABC):
         if theta.dim() == 0 or theta.shape[-1] != self.num_coordinates:
             raise ValueError(
                 f"{self!r} takes coordinates of shape [..., {self.num_coordinates}], got {list(theta.shape)}"
+                f"{self._hint()}"
             )
         with without_autocast(theta.device):
             return self.forward(theta.to(working_dtype(theta.dtype))).to(theta.dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -20,6 +20,8 @@ class CheckpointNote(nn.Module):
     numbers were, and a checkpoint with another note is refused before anything is copied. One without a note, of plain
     tensors from elsewhere, has its shapes alone to be checked.
     """
+
+    kind: ClassVar[str] = "hyper-connection"
 
     def note(self) -> dict[str, Any]:
         """What must agree for a checkpoint to mean the same, as plain data."""
@@ -47,7 +49,7 @@ class CheckpointNote(nn.Module):
         error_msgs: Any,
     ) -> None:
         problems = _plugin_problems(local_metadata)
-        differs = _differences(local_metadata.get(_NOTE), self.note())
+        differs = self._differences(local_metadata.get(_NOTE))
         if differs is not None:
             problems.append(f"{prefix.rstrip('.') or type(self).__name__}: {differs}")
         if problems:
@@ -57,6 +59,17 @@ class CheckpointNote(nn.Module):
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
 
+    def _differences(self, saved: object) -> str | None:
+        """How a saved note differs from the module's own, in words; None if it does not, or if nothing was saved."""
+        own = self.note()
+        if saved is None or saved == own:
+            return None
+        if not isinstance(saved, Mapping):
+            return f"the checkpoint holds something else than a {self.kind} here: {saved!r}"
+        changed = [key for key in own if saved.get(key) != own[key]]
+        differing = ", ".join(f"{key}={saved.get(key)!r} where this one has {own[key]!r}" for key in changed)
+        return f"the checkpoint holds another kind of {self.kind}, {differing}; build the model with its config"
+
 
 def _plugin_problems(metadata: Mapping[str, Any]) -> list[str]:
     try:
@@ -65,17 +78,3 @@ def _plugin_problems(metadata: Mapping[str, Any]) -> list[str]:
     except ValueError as error:
         return [str(error)]
     return []
-
-
-def _differences(saved: object, own: dict[str, Any]) -> str | None:
-    """How a saved note differs from a module's own, in words; None if it does not, or if nothing was saved."""
-    if saved is None or saved == own:
-        return None
-    if not isinstance(saved, Mapping):
-        return f"the checkpoint holds something else than a hyper-connection here: {saved!r}"
-    changed = [key for key in own if saved.get(key) != own[key]]
-    differing = ", ".join(f"{key}={saved.get(key)!r} where this layer has {own[key]!r}" for key in changed)
-    return (
-        f"the checkpoint holds another kind of hyper-connection, {differing}; build the model with the checkpoint's "
-        "config"
-    )

@@ -22,6 +22,8 @@ class OnManifold(CheckpointNote):
     even under autocast.
     """
 
+    kind = "constrained parameter"
+
     def __init__(self, manifold: Manifold) -> None:
         super().__init__()
         self.manifold = manifold

@@ -65,14 +65,14 @@ class Registry(Generic[P]):
 
         def add(cls: C) -> C:
             require_contract(cls, self.base, f"register({name!r})")
-            own = vars(cls).get("name", name)  # an inherited name would be the parent's
-            if not isinstance(own, str) or _key(own) != _key(name):
-                raise ValueError(
-                    f"register({name!r}): {cls.__module__}.{cls.__qualname__} calls itself name = {own!r}; "
-                    "use one name in both places"
-                )
             with self._lock:
                 entry = self._with_known_aliases(_Entry(name, cls, aliases))
+                own = vars(cls).get("name", name)  # an inherited name would be the parent's
+                if not isinstance(own, str) or _key(own) != _key(name):
+                    raise ValueError(
+                        f"register({name!r}): {cls.__module__}.{cls.__qualname__} calls itself name = {own!r}; "
+                        "use one name in both places"
+                    )
                 cls.name = own  # type: ignore[attr-defined]
                 self._entries.update({_key(each): entry for each in (name, *entry.aliases)})
             return cls
