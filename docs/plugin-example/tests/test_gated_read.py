@@ -1,12 +1,13 @@
-"""The gated read: the layer is its formula, it learns, and it refuses what it was not made for."""
+"""The gated read: the layer is its formula, it goes by its names, and refuses what it was not made for."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
+
 from hyperconn import HyperConnection, HyperConnectionConfig
 from hyperconn_example_manifolds.gated_read import ChannelGate, LowRank
-from torch import Tensor
 
 N, C, RANK = 4, 6, 3
 
@@ -46,7 +47,7 @@ def test_the_layer_is_its_formula() -> None:
     for mine, other in zip(
         torch.autograd.grad(ours, weights, cotangent), torch.autograd.grad(theirs, weights, cotangent), strict=True
     ):
-        assert 0 < other.abs().max()
+        assert other.abs().max() > 0
         assert (mine - other).abs().max() <= 1e-12 * other.abs().max()
 
 
@@ -71,7 +72,7 @@ def test_by_name() -> None:
 
 
 def test_other_parts_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"use it with pre_gate='channel_gate'"):
+    with pytest.raises(ValueError, match="use it with pre_gate='channel_gate'"):
         layer(pre_gate="sigmoid")
     with pytest.raises(ValueError, match="manifold='identity'"):
         layer(manifold="stiefel")

@@ -14,11 +14,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+from torch.nn.functional import linear, silu
+
 from hyperconn.gates import Gate
 from hyperconn.manifolds.core.options import require_int
 from hyperconn.predictors import Layout, Predictor, Start
-from torch import Tensor
-from torch.nn.functional import linear, silu
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,8 @@ class LowRank(Predictor):
     """Read logits by a product of low rank, write logits by one matrix, both from normalised streams ``R``.
 
     ``R`` is the RMS norm of each stream times ``1 + norm.weight``. The read logits are ``up · silu(down · R / n)``,
-    followed by the factors ``R / x``; the write logits are ``inject · R / n``. There is no bias. The matrices ``up`` and
-    ``inject`` start with standard deviation ``fn_std``, so with 0 every token starts with equal weights.
+    followed by the factors ``R / x``; the write logits are ``inject · R / n``. There is no bias. ``up`` and ``inject``
+    start with standard deviation ``fn_std``, so with 0 every token starts with equal weights.
 
     Options:
         rank: r, the rows of ``down``.
@@ -96,8 +97,8 @@ class LowRank(Predictor):
         n, width = layout.n, layout.sizes[0] // 2
         if layout.sizes != (2 * width, n) or width % n:
             raise ValueError(
-                f"{self!r} predicts 2·{n}·C numbers for pre and {n} for post, the groups are {layout.sizes}; use it with "
-                "pre_gate='channel_gate', a post gate of n logits such as 'double_sigmoid' and manifold='identity'"
+                f"{self!r} predicts 2·{n}·C numbers for pre and {n} for post, the groups are {layout.sizes}; use it "
+                "with pre_gate='channel_gate', a post gate of n logits such as 'double_sigmoid' and manifold='identity'"
             )
         return {"norm.weight": (width,), "down": (self.rank, width), "up": (width, self.rank), "inject": (n, width)}
 
