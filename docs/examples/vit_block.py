@@ -44,8 +44,7 @@ class ViT(nn.Module):
 torch.manual_seed(0)
 digits = load_digits()
 order = torch.randperm(len(digits.target))
-labels = torch.tensor(digits.target)[order]
-images = torch.tensor(digits.images / 16, dtype=torch.float32)[order, None]
+images, labels = torch.tensor(digits.images / 16).float()[order, None], torch.tensor(digits.target)[order]
 model = ViT()
 optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
 for step in range(100):
