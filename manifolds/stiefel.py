@@ -111,14 +111,15 @@ class Stiefel(Manifold):
 
     @property
     def kernel(self) -> Any | None:
-        if self.n > MAX_FUSED_STREAMS or self.generator == "full":
+        if self.n > MAX_FUSED_STREAMS:
             return None
         # Here and not above: nothing but the fused kernels may need triton.
         from hyperconn.kernels.fused.maps.stiefel import iterative_pair, stiefel_pair
 
+        full = self.generator == "full"
         if self.method == "iterative":
-            return iterative_pair(float(self.alpha), self.steps)
-        return stiefel_pair((LARGEST_SKEW[torch.float32], LARGEST_SKEW[torch.float64]))
+            return iterative_pair(float(self.alpha), self.steps, full)
+        return stiefel_pair((LARGEST_SKEW[torch.float32], LARGEST_SKEW[torch.float64]), full)
 
     def _skew(self, theta: Tensor) -> Tensor:
         if self.generator == "upper":
