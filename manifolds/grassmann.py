@@ -93,10 +93,10 @@ class Grassmann(Manifold):
         return U @ U.mT
 
     def reference(self, theta: Tensor) -> Tensor:
-        """The projector onto the range of ``[I − BᵀB; −2B]``, orthonormal once divided by ``I + BᵀB``."""
+        """The projector onto the range of ``[I − BᵀB; −2B]``."""
         B = theta.unflatten(-1, (self.n - self.rank, self.rank))
         eye = torch.eye(self.rank, dtype=B.dtype, device=B.device)
-        U = torch.cat([eye - B.mT @ B, -2 * B], -2) @ torch.linalg.inv(eye + B.mT @ B)
+        U, _ = torch.linalg.qr(torch.cat([eye - B.mT @ B, -2 * B], -2))
         return U @ U.mT
 
     @property

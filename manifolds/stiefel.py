@@ -76,6 +76,11 @@ class Stiefel(Manifold):
         return self.n**2 if self.generator == "full" else self.n * (self.n - 1) // 2
 
     @property
+    def idle_coordinates(self) -> tuple[int, ...]:
+        """The diagonal of a full generator, which is no part of a skew matrix."""
+        return tuple(range(0, self.n**2, self.n + 1)) if self.generator == "full" else ()
+
+    @property
     def norm_bound(self) -> float | None:
         return 1.0 if self.exact else None
 

@@ -74,6 +74,11 @@ class Manifold(Map):
         return True
 
     @property
+    def idle_coordinates(self) -> tuple[int, ...]:
+        """Coordinates that change nothing, where a paper has them nevertheless."""
+        return ()
+
+    @property
     def norm_bound(self) -> float | None:
         """An upper bound of ``‖H‖₂`` over the whole set, or None where there is none."""
         return None
