@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from hyperconn.manifolds import invariants
+from hyperconn.manifolds.core.map import real_numbers
 from hyperconn.spec import LayerSpec
 
 # Sharpness of a start that must be the identity: 1 - tanh(9) = 3e-8, within a float32 rounding of it, and still with a
@@ -22,9 +23,9 @@ def start_logits(spec: LayerSpec) -> Tensor:
     Raises:
         ValueError: ``init="residual"`` and a gate that does not reach the weights of a plain residual network.
     """
-    # A few numbers that have to be looked at, while the model may be built on a device that has none (meta).
-    with torch.device("cpu"):
-        return torch.cat([_pre_start(spec), _post_start(spec), _residual_start(spec)])
+    with real_numbers():
+        logits = torch.cat([_pre_start(spec), _post_start(spec), _residual_start(spec)]).tolist()
+    return torch.tensor(logits, dtype=torch.float64, device="cpu")
 
 
 def _pre_start(spec: LayerSpec) -> Tensor:

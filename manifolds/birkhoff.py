@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from hyperconn.kernels import entries_together, round_to_doubly_stochastic, sinkhorn
-from hyperconn.manifolds.core import invariants
-from hyperconn.manifolds.core.invariants import Invariant
+from hyperconn.manifolds.core.invariants import DOUBLY_STOCHASTIC, Invariant, column_sums, nonnegative, row_sums
 from hyperconn.manifolds.core.manifold import Manifold
 from hyperconn.manifolds.core.map import MAX_FUSED_STREAMS
 from hyperconn.manifolds.core.options import require_choice, require_int, require_number
@@ -75,6 +74,7 @@ class Birkhoff(Manifold):
 
     name = "birkhoff"
     source = "arXiv 2512.24880"
+    invariants = DOUBLY_STOCHASTIC
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -97,17 +97,12 @@ class Birkhoff(Manifold):
         return self.n**2
 
     @property
-    def invariants(self) -> tuple[Invariant, ...]:
-        return (invariants.row_sums, invariants.column_sums, invariants.nonnegative)
-
-    @property
     def exact_invariants(self) -> tuple[Invariant, ...]:
         if self.exact:
             return self.invariants
         if self.eps > 0.0:
-            return (invariants.nonnegative,)
-        last = invariants.row_sums if self.first_axis == "columns" else invariants.column_sums
-        return (last, invariants.nonnegative)
+            return (nonnegative,)
+        return (row_sums if self.first_axis == "columns" else column_sums, nonnegative)
 
     @property
     def norm_bound(self) -> float | None:
@@ -122,8 +117,7 @@ class Birkhoff(Manifold):
             eps_mode=self.eps_mode,
             implicit=self.gradient == "implicit",
         )
-        H = round_to_doubly_stochastic(H) if self.finish == "round" else H
-        return entries_together(H)
+        return entries_together(round_to_doubly_stochastic(H) if self.finish == "round" else H)
 
     def reference(self, theta: Tensor) -> Tensor:
         """Sweeps by division, and Algorithm 2 of arXiv 1705.09634."""

@@ -136,7 +136,7 @@ class Kronecker(Manifold):
     @staticmethod
     def _inherited(sets: list[tuple[Invariant, ...]]) -> tuple[Invariant, ...]:
         if not sets:  # the empty product is the 1×1 identity
-            return (invariants.row_sums, invariants.column_sums, invariants.nonnegative)
+            return invariants.DOUBLY_STOCHASTIC
         shared = _shared(sets)
         # A doubly stochastic factor has norm 1 without saying so; a rotation beside it shares nothing else with it.
         return shared or _shared([_with_norm(held) for held in sets])
@@ -179,12 +179,12 @@ class Kronecker(Manifold):
         return kronecker_pair([part.n for part in parts])
 
     def identity_coordinates(self) -> Tensor:
-        empty = torch.empty(0, dtype=torch.float64)
-        return torch.cat([empty, *(part.identity(dtype=torch.float64, device="cpu") for part in self.parts)])
+        none = torch.empty(0, dtype=torch.float64)
+        return torch.cat([none, *(part.identity(dtype=torch.float64, device="cpu") for part in self.parts)])
 
     def initial_coordinates(self, sharpness: float) -> Tensor:
-        starts = (part.initial(sharpness, dtype=torch.float64, device="cpu") for part in self.parts)
-        return torch.cat([torch.empty(0, dtype=torch.float64), *starts])
+        none = torch.empty(0, dtype=torch.float64)
+        return torch.cat([none, *(part.initial(sharpness, dtype=torch.float64, device="cpu") for part in self.parts)])
 
     def coordinates(self, H: Tensor) -> Tensor:
         """Coordinates of the factors of the nearest product, each brought to the scale and sign of its own set.
@@ -236,7 +236,7 @@ def _shared(sets: list[tuple[Invariant, ...]]) -> tuple[Invariant, ...]:
 
 def _with_norm(held: tuple[Invariant, ...]) -> tuple[Invariant, ...]:
     """``held`` and, for doubly stochastic matrices, the norm that follows from it."""
-    if {invariants.row_sums, invariants.column_sums, invariants.nonnegative} <= set(held):
+    if set(invariants.DOUBLY_STOCHASTIC) <= set(held):
         return tuple(dict.fromkeys((*held, invariants.spectral_norm, invariants.non_expansive)))
     return held
 

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from hyperconn.kernels import cayley_inverse, skew
-from hyperconn.manifolds.core import invariants
-from hyperconn.manifolds.core.invariants import Invariant
+from hyperconn.manifolds.core.invariants import non_expansive, orthogonal, spectral_norm
 from hyperconn.manifolds.core.manifold import Manifold
 from hyperconn.manifolds.core.map import MAX_FUSED_STREAMS
 from hyperconn.manifolds.core.options import require_choice, require_int, require_number
@@ -59,6 +58,7 @@ class Stiefel(Manifold):
 
     name = "stiefel"
     source = "arXiv 2602.18308"
+    invariants = (orthogonal, spectral_norm, non_expansive)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -79,10 +79,6 @@ class Stiefel(Manifold):
     def idle_coordinates(self) -> tuple[int, ...]:
         """The diagonal of a full generator, which is no part of a skew matrix."""
         return tuple(range(0, self.n**2, self.n + 1)) if self.generator == "full" else ()
-
-    @property
-    def invariants(self) -> tuple[Invariant, ...]:
-        return (invariants.orthogonal, invariants.spectral_norm, invariants.non_expansive)
 
     @property
     def norm_bound(self) -> float | None:
@@ -116,14 +112,15 @@ class Stiefel(Manifold):
 
     @property
     def kernel(self) -> Any | None:
-        if self.n > MAX_FUSED_STREAMS or self.generator == "full":
+        if self.n > MAX_FUSED_STREAMS:
             return None
         # Here and not above: nothing but the fused kernels may need triton.
         from hyperconn.kernels.fused.maps.stiefel import iterative_pair, stiefel_pair
 
+        full = self.generator == "full"
         if self.method == "iterative":
-            return iterative_pair(float(self.alpha), self.steps)
-        return stiefel_pair((LARGEST_SKEW[torch.float32], LARGEST_SKEW[torch.float64]))
+            return iterative_pair(float(self.alpha), self.steps, full)
+        return stiefel_pair((LARGEST_SKEW[torch.float32], LARGEST_SKEW[torch.float64]), full)
 
     def _skew(self, theta: Tensor) -> Tensor:
         if self.generator == "upper":
@@ -144,8 +141,8 @@ class Stiefel(Manifold):
             Y = eye + (self.alpha / 2) * (W @ (eye + Y))
         return Y
 
-    def identity_coordinates(self) -> Tensor:
-        return torch.zeros(self.num_coordinates, dtype=torch.float64)
+    def identity_coordinates(self) -> list[float]:
+        return [0.0] * self.num_coordinates
 
     def coordinates(self, H: Tensor) -> Tensor:
         """Inverse Cayley transform.
@@ -156,7 +153,7 @@ class Stiefel(Manifold):
         """
         if self.method == "iterative":
             return super().coordinates(H)
-        A = cayley_inverse(self._require_member(H, invariants.orthogonal))
+        A = cayley_inverse(self._require_member(H, orthogonal))
         theta = self._coordinates_of(A)
         miss = (self.forward(theta) - H).abs().amax() if H.numel() else torch.zeros(())
         if not bool(miss <= torch.finfo(H.dtype).eps ** 0.5):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hyperconn.manifolds.core.invariants import Invariant
-from hyperconn.manifolds.core.map import Map, working_dtype
+from hyperconn.manifolds.core.map import Map, real_numbers, working_dtype
 from hyperconn.manifolds.core.symmetries import Symmetry
 
 
@@ -113,9 +113,9 @@ class Manifold(Map):
 
     def identity(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Tensor:
         """``[P]`` coordinates of the identity, or of the nearest point that the map reaches."""
-        with torch.device("cpu"):
-            numbers = self.identity_coordinates()
-        return _placed(numbers, dtype, device)
+        with real_numbers():
+            numbers = torch.as_tensor(self.identity_coordinates(), dtype=torch.float64).tolist()
+        return torch.tensor(numbers, dtype=dtype, device=device)
 
     def initial(
         self,
@@ -125,10 +125,9 @@ class Manifold(Map):
         device: torch.device | str | None = None,
     ) -> Tensor:
         """``[P]`` coordinates near the identity from which ``H`` can still learn, see ``initial_coordinates``."""
-        # A few numbers that have to be right, while the model may be built on a device that has none (meta).
-        with torch.device("cpu"):
-            numbers = self.initial_coordinates(float(sharpness))
-        return _placed(numbers, dtype, device)
+        with real_numbers():
+            numbers = torch.as_tensor(self.initial_coordinates(float(sharpness)), dtype=torch.float64).tolist()
+        return torch.tensor(numbers, dtype=dtype, device=device)
 
     def violation(self, H: Tensor) -> Tensor:
         """Worst residual of ``H [..., n, n]`` over every invariant: ``[...]`` in float64, NaN where H is NaN."""
@@ -162,10 +161,3 @@ class Manifold(Map):
                     f"off by {worst:.1e}; pass a member of the set"
                 )
         return checked
-
-
-def _placed(numbers: Tensor | Sequence[float], dtype: torch.dtype | None, device: torch.device | str | None) -> Tensor:
-    """A fresh tensor, in the default dtype and on the default device if none are asked for."""
-    found = torch.as_tensor(numbers, dtype=torch.float64, device="cpu")
-    where = torch.get_default_device() if device is None else device
-    return found.to(dtype=torch.get_default_dtype() if dtype is None else dtype, device=where, copy=True)

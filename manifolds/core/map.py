@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -129,6 +131,15 @@ class Map(ABC):
             )
         with without_autocast(theta.device):
             return self.forward(theta.to(working_dtype(theta.dtype))).to(theta.dtype)
+
+
+@contextmanager
+def real_numbers() -> Iterator[None]:
+    """Tensors made here are real, on the CPU, even while the model is built where there are no numbers (meta, fake)."""
+    from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+    with unset_fake_temporarily(), torch.device("cpu"):
+        yield
 
 
 def working_dtype(dtype: torch.dtype) -> torch.dtype:

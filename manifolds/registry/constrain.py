@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,8 @@ class OnManifold(CheckpointNote):
     """
 
     kind = "constrained parameter"
+    # While it is registered torch asks for the coordinates of the present weight, which is no member yet.
+    _start: Tensor | None = None
 
     def __init__(self, manifold: Manifold) -> None:
         super().__init__()
@@ -32,6 +34,8 @@ class OnManifold(CheckpointNote):
         return self.manifold(theta)
 
     def right_inverse(self, H: Tensor) -> Tensor:
+        if self._start is not None:
+            return self._start
         worst = float(self.manifold.violation(H).amax()) if H.numel() else 0.0
         limit = torch.finfo(H.dtype).eps ** 0.5
         if not worst <= limit:
@@ -114,25 +118,8 @@ def constrain(module: nn.Module, name: str, manifold: str | Manifold, **options:
         )
 
     start = manifold.initial(4.0, dtype=working_dtype(parameter.dtype), device=parameter.device)
-    start = start.to(parameter.dtype).expand(*parameter.shape[:-2], -1)
     onto = OnManifold(manifold)
-    # The registration asks the right inverse for coordinates of the present weight, which is no member yet.
-    parametrization = _Start(onto, start)
-    parametrize.register_parametrization(module, name, parametrization)
-    registered = cast(nn.ModuleDict, module.parametrizations)[name]
-    cast(parametrize.ParametrizationList, registered)[0] = onto
+    onto._start = start.to(parameter.dtype).expand(*parameter.shape[:-2], -1).contiguous()
+    parametrize.register_parametrization(module, name, onto)
+    onto._start = None
     return module
-
-
-class _Start(nn.Module):
-    """Stands in for the parametrization while it is registered, so that coordinates start where we say."""
-
-    def __init__(self, onto: OnManifold, start: Tensor) -> None:
-        super().__init__()
-        self.onto, self.start = onto, start
-
-    def forward(self, theta: Tensor) -> Tensor:
-        return self.onto(theta)
-
-    def right_inverse(self, H: Tensor) -> Tensor:
-        return self.start.contiguous()

@@ -13,12 +13,29 @@ from dataclasses import dataclass
 from typing import Any
 
 from hyperconn.manifolds.core.errors import PluginError
-from hyperconn.manifolds.registry.names import distribution_key, part_key
 
 LIBRARY = "hyperconn"
 VARIABLE = "HYPERCONN_PLUGINS"
 
 _TARGET = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*( *\[.*\])?")
+
+
+def part_key(name: str) -> str:
+    """The name of a part without what does not matter: case, blanks around it, ``_`` or ``-``.
+
+    >>> part_key("MHC_lite")
+    'mhc-lite'
+    """
+    return name.strip().lower().replace("_", "-")
+
+
+def distribution_key(name: str) -> str:
+    """A distribution's name in the normal form of PEP 503.
+
+    >>> distribution_key("My.Extra_Manifolds")
+    'my-extra-manifolds'
+    """
+    return re.sub(r"[-_.]+", "-", name.strip()).lower()
 
 
 @dataclass(frozen=True)

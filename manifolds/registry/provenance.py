@@ -9,8 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from hyperconn.manifolds.core.errors import NotAllowedError, UnknownNameError, shown
-from hyperconn.manifolds.registry.names import distribution_key, part_key
-from hyperconn.manifolds.registry.plugins import Provider
+from hyperconn.manifolds.registry.plugins import Provider, distribution_key, part_key
 from hyperconn.manifolds.registry.registry import Registry
 
 # Of distributions and versions. A record ends up in a command that the reader is asked to run.

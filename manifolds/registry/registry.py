@@ -13,8 +13,8 @@ from weakref import WeakKeyDictionary
 from hyperconn.manifolds.core.class_check import require_contract
 from hyperconn.manifolds.core.errors import NotAllowedError, PluginError, shown, unknown_name
 from hyperconn.manifolds.registry import plugins
-from hyperconn.manifolds.registry.names import part_key as _key
 from hyperconn.manifolds.registry.plugins import Plugin, Provider
+from hyperconn.manifolds.registry.plugins import part_key as _key
 
 P = TypeVar("P")
 C = TypeVar("C", bound=type)
