@@ -11,7 +11,8 @@ from torch import Tensor
 from hyperconn.kernels import entries_together, round_to_doubly_stochastic, sinkhorn
 from hyperconn.manifolds.core import invariants
 from hyperconn.manifolds.core.invariants import Invariant
-from hyperconn.manifolds.core.manifold import MAX_FUSED_STREAMS, Manifold
+from hyperconn.manifolds.core.manifold import Manifold
+from hyperconn.manifolds.core.map import MAX_FUSED_STREAMS
 from hyperconn.manifolds.core.options import require_choice, require_int, require_number
 from hyperconn.manifolds.core.symmetries import (
     Symmetry,
@@ -172,22 +173,16 @@ class Birkhoff(Manifold):
             rounded=self.finish == "round",
         )
 
-    def identity(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Tensor:
-        return self.initial(_FAR, dtype=dtype, device=device)
+    def identity_coordinates(self) -> Tensor:
+        return self.initial_coordinates(_FAR)
 
     @property
     def contains_identity(self) -> bool:
         # eps leaves mass beside the diagonal, and rounding puts mass there, whatever the logits are.
         return self.eps == 0.0 or (self.n == 1 and self.finish == "round")
 
-    def initial(
-        self,
-        sharpness: float = 8.0,
-        *,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
-        return (sharpness * (torch.eye(self.n, dtype=dtype, device=device) - 1)).flatten()
+    def initial_coordinates(self, sharpness: float) -> Tensor:
+        return (sharpness * (torch.eye(self.n, dtype=torch.float64) - 1)).flatten()
 
     def coordinates(self, H: Tensor) -> Tensor:
         """Logarithms of the entries.

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from hyperconn.manifolds.core import invariants
 from hyperconn.manifolds.core.invariants import Invariant
-from hyperconn.manifolds.core.manifold import MAX_FUSED_STREAMS, Manifold
+from hyperconn.manifolds.core.manifold import Manifold
+from hyperconn.manifolds.core.map import MAX_FUSED_STREAMS
 from hyperconn.manifolds.core.options import require_int
+from hyperconn.manifolds.core.rotations import LARGEST_SKEW, cayley
 from hyperconn.manifolds.core.symmetries import Symmetry
 from hyperconn.manifolds.registry import register
-from hyperconn.manifolds.stiefel import LARGEST_SKEW, cayley
 
 
 @register("grassmann")
@@ -117,9 +118,9 @@ class Grassmann(Manifold):
 
         return (Symmetry("reflection", "m(−B) = D m(B) D, D = diag(1, …, −1)", lambda theta, draw: -theta, reflected),)
 
-    def identity(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Tensor:
+    def identity_coordinates(self) -> Tensor:
         """Zeros: ``diag(1, …, 1, 0, …, 0)``. Every projector of rank p is at the same distance √(n − p) from I."""
-        return torch.zeros(self.num_coordinates, dtype=dtype, device=device)
+        return torch.zeros(self.num_coordinates, dtype=torch.float64)
 
     def coordinates(self, H: Tensor) -> Tensor:
         """The basis of the range whose upper block is symmetric and positive determines B."""

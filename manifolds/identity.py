@@ -10,7 +10,8 @@ from torch import Tensor
 
 from hyperconn.manifolds.core import invariants
 from hyperconn.manifolds.core.invariants import Invariant
-from hyperconn.manifolds.core.manifold import MAX_FUSED_STREAMS, Manifold
+from hyperconn.manifolds.core.manifold import Manifold
+from hyperconn.manifolds.core.map import MAX_FUSED_STREAMS
 from hyperconn.manifolds.registry import register
 
 
@@ -64,8 +65,8 @@ class Identity(Manifold):
         eye = torch.eye(self.n, dtype=theta.dtype, device=theta.device)
         return eye.expand(*theta.shape[:-1], self.n, self.n)
 
-    def identity(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Tensor:
-        return torch.empty(0, dtype=dtype, device=device)
+    def identity_coordinates(self) -> Tensor:
+        return torch.empty(0, dtype=torch.float64)
 
     def coordinates(self, H: Tensor) -> Tensor:
         return self._require_member(H, invariants.is_identity).new_empty(*H.shape[:-2], 0)

@@ -120,17 +120,11 @@ class Permutation(Manifold):
 
         return permutation_pair(self.n)
 
-    def identity(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Tensor:
-        return self.initial(_FAR, dtype=dtype, device=device)
+    def identity_coordinates(self) -> Tensor:
+        return self.initial_coordinates(_FAR)
 
-    def initial(
-        self,
-        sharpness: float = 8.0,
-        *,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
-        theta = torch.full((self.num_coordinates,), -float(sharpness), dtype=dtype, device=device)
+    def initial_coordinates(self, sharpness: float) -> Tensor:
+        theta = torch.full((self.num_coordinates,), -sharpness, dtype=torch.float64)
         theta[0] = 0.0
         return theta
 

@@ -13,12 +13,20 @@ from hyperconn.kernels import cayley_inverse, skew
 from hyperconn.manifolds.core import invariants
 from hyperconn.manifolds.core.constants import constant
 from hyperconn.manifolds.core.invariants import Invariant
-from hyperconn.manifolds.core.manifold import MAX_FUSED_STREAMS, Manifold
+from hyperconn.manifolds.core.manifold import Manifold
+from hyperconn.manifolds.core.map import MAX_FUSED_STREAMS
 from hyperconn.manifolds.core.options import require_bool, require_number
-from hyperconn.manifolds.core.rotations import cayley_signature, rotation_root
+from hyperconn.manifolds.core.rotations import (
+    LARGEST_SKEW,
+    cayley,
+    cayley_reference,
+    cayley_signature,
+    rotation_root,
+    skew_coordinates,
+    skew_reference,
+)
 from hyperconn.manifolds.core.symmetries import Symmetry, transposed
 from hyperconn.manifolds.registry import register
-from hyperconn.manifolds.stiefel import LARGEST_SKEW, cayley, cayley_reference, skew_coordinates, skew_reference
 
 _FAR = 64.0  # tanh(64) is 1 in float64
 # Up to this n one product for all tokens with the n²×(n−1)² matrix Z ⊗ Z is faster than two small ones for each.
@@ -170,17 +178,11 @@ class SpectralSphere(Manifold):
 
         return (Symmetry("transposition", "m(v, u, s) = m(u, v, s)ᵀ", exchange, transposed),)
 
-    def identity(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Tensor:
-        return self.initial(_FAR, dtype=dtype, device=device)
+    def identity_coordinates(self) -> Tensor:
+        return self.initial_coordinates(_FAR)
 
-    def initial(
-        self,
-        sharpness: float = 8.0,
-        *,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
-        theta = torch.zeros(self.num_coordinates, dtype=dtype, device=device)
+    def initial_coordinates(self, sharpness: float) -> Tensor:
+        theta = torch.zeros(self.num_coordinates, dtype=torch.float64)
         sizes = dict(self.coordinate_groups)
         # Half the gap of two logits is the argument of the tanh that has the same sensitivity as their softmax.
         theta[self.num_coordinates - sizes.get("s", 0) :] = sharpness / 2

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from hyperconn.manifolds.core.invariants import Invariant
-from hyperconn.manifolds.core.manifold import MAX_FUSED_STREAMS, Manifold
+from hyperconn.manifolds.core.manifold import Manifold
+from hyperconn.manifolds.core.map import MAX_FUSED_STREAMS
 from hyperconn.manifolds.registry import register
 
 
@@ -58,8 +59,8 @@ class Unconstrained(Manifold):
         rows = [theta[..., i * self.n : (i + 1) * self.n] for i in range(self.n)]
         return torch.stack(rows, -2)
 
-    def identity(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Tensor:
-        return torch.eye(self.n, dtype=dtype, device=device).flatten()
+    def identity_coordinates(self) -> Tensor:
+        return torch.eye(self.n, dtype=torch.float64).flatten()
 
     def coordinates(self, H: Tensor) -> Tensor:
         return self._require_matrix(H).flatten(-2)

@@ -1,33 +1,32 @@
-"""The laws that every manifold keeps, for anyone's manifold.
+"""The laws that every manifold, gate and predictor keeps, for anyone's.
 
 A law is a promise with a measurement that can refute it. ``verify`` checks all that apply; ``check_law`` checks
-one. A test suite of a plugin wants pytest classes of them, for the map and for its device pair::
+one. The test suite of a plugin wants pytest classes of them, for the map and for its device pair::
 
-    TestMine = manifold_laws(MyManifold)
+    class TestMine(ManifoldLaws):  # or GateLaws, PredictorLaws
+        subject = MyManifold
+
     TestMineOnTheDevice = kernel_laws(MyManifold)
 
 Cases are drawn with hypothesis, which only this subpackage needs: ``pip install 'hyperconn[test]'``.
-``python -m hyperconn.testing`` checks everything that is registered and prints tables.
+``python -m hyperconn.testing`` checks everything that is registered and prints a table.
 
 >>> from hyperconn import manifolds
 >>> check_law("membership", manifolds.make("stiefel", n=3), examples=5).holds
 True
 """
 
-from hyperconn.testing.case import Case
+from hyperconn.testing.case import Case, cases
 from hyperconn.testing.law import SCALES, SHAPES, Law, LawViolation, law
 from hyperconn.testing.laws import LAWS, get_law
 from hyperconn.testing.measured import Measured, at_least, at_most, fact
-from hyperconn.testing.plan import ContractError
-from hyperconn.testing.runner import Verdict, cases, check_law, verify
-from hyperconn.testing.suites import kernel_laws, manifold_laws
+from hyperconn.testing.runner import Verdict, check_law, verify
 
 __all__ = [
     "LAWS",
     "SCALES",
     "SHAPES",
     "Case",
-    "ContractError",
     "Law",
     "LawViolation",
     "Measured",
@@ -38,8 +37,6 @@ __all__ = [
     "check_law",
     "fact",
     "get_law",
-    "kernel_laws",
     "law",
-    "manifold_laws",
     "verify",
 ]

@@ -24,7 +24,6 @@ from hyperconn.kernels.fused.constrain import constrain_backward, constrain_forw
 from hyperconn.kernels.fused.pair import DevicePair
 from hyperconn.kernels.poison import poisoned_memory
 from hyperconn.manifolds import Manifold
-from hyperconn.options import chosen_options
 from hyperconn.testing.case import Case
 from hyperconn.testing.law import SCALES
 from hyperconn.testing.laws.tools import gradient_of, is_constant
@@ -167,9 +166,7 @@ class _Branch(nn.Module):
 
 def _layer(manifold: Manifold, case: Case) -> HyperConnection:
     """A layer in general position, whose coefficients depend on the token."""
-    config = HyperConnectionConfig(
-        streams=manifold.n, manifold=manifold.name, manifold_options=chosen_options(manifold), backend="triton"
-    )
+    config = HyperConnectionConfig(streams=manifold.n, manifold=manifold, backend="triton")
     block = HyperConnection(_Branch(), dim=_DIM, config=config, layer_index=1)
     with torch.no_grad():
         for stream, (name, parameter) in enumerate(block.named_parameters(), start=_STREAMS + 1):

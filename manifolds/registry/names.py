@@ -1,14 +1,14 @@
-"""Names as they are compared: of manifolds, and of the distributions that provide them."""
+"""Names as they are compared: of parts, and of the distributions that provide them."""
 
 from __future__ import annotations
 
 import re
 
 
-def manifold_key(name: str) -> str:
-    """A manifold's name without what does not matter: case, blanks around it, ``_`` or ``-``.
+def part_key(name: str) -> str:
+    """The name of a part without what does not matter: case, blanks around it, ``_`` or ``-``.
 
-    >>> manifold_key("MHC_lite")
+    >>> part_key("MHC_lite")
     'mhc-lite'
     """
     return name.strip().lower().replace("_", "-")
