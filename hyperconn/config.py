@@ -91,6 +91,7 @@ class HyperConnectionConfig:
     >>> cfg = HyperConnectionConfig(streams=4, manifold="kronecker", manifold_options={"factors": (2, 2)})
     >>> HyperConnectionConfig.from_dict(cfg.to_dict()) == cfg
     True
+    >>> from hyperconn import manifolds
     >>> HyperConnectionConfig(manifold="stiefel") == HyperConnectionConfig(manifold=manifolds.Stiefel(n=4))
     True
     """
