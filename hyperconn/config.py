@@ -91,6 +91,7 @@ class HyperConnectionConfig:
     >>> cfg = HyperConnectionConfig(streams=4, manifold="kronecker", manifold_options={"factors": (2, 2)})
     >>> HyperConnectionConfig.from_dict(cfg.to_dict()) == cfg
     True
+    >>> from hyperconn import manifolds
     >>> HyperConnectionConfig(manifold="stiefel") == HyperConnectionConfig(manifold=manifolds.Stiefel(n=4))
     True
     """
@@ -226,10 +227,9 @@ class HyperConnectionConfig:
                 f"HyperConnectionConfig: collapse={collapse.name!r} needs the weights that read='delayed' hands on; "
                 "use 'mean', 'sum' or 'head'"
             )
-        # A size is enough to see whether the predictor can share the groups out.
-        self.make_predictor().parameters(
-            Layout(self.streams, expand.stream_dim(self.streams, self.streams), self.group_sizes())
-        )
+        # Whether the predictor can share the groups out does not depend on the channels, unless the gate says them.
+        channels = pre.value_shape[1] if len(pre.value_shape) == 2 and expand.whole else self.streams
+        self.make_predictor().parameters(Layout(self.streams, channels, self.group_sizes()))
 
     # ------------------------------------------------------------------------------------------------------ the parts
 

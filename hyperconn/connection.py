@@ -160,7 +160,7 @@ class HyperConnection(CheckpointNote):
 
     @property
     def post_gain(self) -> float:
-        """Factor of the write weights: ``post = post_gain · gate(l) + post_eps``."""
+        """What the write weights are multiplied by, as in ``post = post_gain · gate(l) + post_eps``."""
         return self._post_gain
 
     @post_gain.setter

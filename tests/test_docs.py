@@ -31,9 +31,6 @@ def text_of(page: str) -> str:
     return (DOCS / f"{page}.md").read_text(encoding="utf-8")
 
 
-# ------------------------------------------------------------------------------------------------------ what runs
-
-
 def python_blocks(text: str) -> list[tuple[int, str]]:
     """The fenced Python blocks of a page, each with the number of lines above it."""
     assert len(re.findall(r"^```", text, flags=re.MULTILINE)) % 2 == 0, "a block is never closed"
@@ -83,9 +80,10 @@ def test_pages_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert run(path) > 0
 
 
-def test_pages_with_blocks() -> None:
+def test_nothing_that_runs_is_missing() -> None:
     must = ["quickstart", "presets", "checkpoints", "gates-and-predictors", "add-a-manifold", "manifolds/index"]
     must += [f"manifolds/{name}" for name in BUILT_IN]
+    assert {path.stem for path in (DOCS / "examples").glob("*.py")} == set(EXAMPLES)
     assert {DOCS / f"{page}.md" for page in must} | {ROOT / "README.md"} <= set(WITH_BLOCKS)
 
 
@@ -111,19 +109,14 @@ EXAMPLES = {  # a file, and what its last lines have to say: losses fall, starts
 }
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("path", sorted((DOCS / "examples").glob("*.py")), ids=name_of)
 @pytest.mark.usefixtures("own_names")
-def test_examples(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    path = DOCS / "examples" / f"{name}.py"
+def test_examples(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) < 60
     with torch.random.fork_rng():
         runpy.run_path(str(path), run_name="__main__")
     printed = re.findall(r"= ([-+.\de]+)", capsys.readouterr().out)
-    assert EXAMPLES[name](*map(float, printed)), printed
-
-
-def test_every_example_is_tested() -> None:
-    assert {path.stem for path in (DOCS / "examples").glob("*.py")} == set(EXAMPLES)
+    assert EXAMPLES[path.stem](*map(float, printed)), printed
 
 
 def test_the_guide_can_be_followed(tmp_path: Path) -> None:
@@ -135,9 +128,6 @@ def test_the_guide_can_be_followed(tmp_path: Path) -> None:
     verified = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert verified.returncode == 0, verified.stdout + verified.stderr
     assert "membership" in verified.stdout
-
-
-# ------------------------------------------------------------------------------------------------------ completeness
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
@@ -163,9 +153,6 @@ def test_everything_with_a_name_is_documented() -> None:
 def test_the_pages_stay_short() -> None:
     counted = [path for path in PAGES if DOCS / "reference" not in path.parents]
     assert sum(len(path.read_text(encoding="utf-8").split()) for path in counted) <= MOST_WORDS
-
-
-# ------------------------------------------------------------------------------------------------------------- links
 
 
 def without_blocks(text: str) -> str:

@@ -116,11 +116,7 @@ class SeesTheOthers(gates.Softmax):
 @dataclasses.dataclass(frozen=True)
 class ForgetsItsScale(predictors.Flat):
     def reset(self, parameters, layout, start):
-        super().reset(
-            {name: value for name, value in parameters.items() if name != "scale"} | {"scale": torch.ones(3)},
-            layout,
-            start,
-        )
+        super().reset({**parameters, "scale": torch.ones(3)}, layout, start)
 
 
 @dataclasses.dataclass(frozen=True)

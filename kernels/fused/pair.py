@@ -25,8 +25,8 @@ class DevicePair:
 
     Shapes: theta and dtheta ``[BT, PP]``, H and dH ``[BT, N, N]``, weights ``[BT, N]``, where BT is the number of
     tokens of the tile, N the next power of two of n, and PP the next power of two of the number of coordinates.
-    Everything beyond n and beyond the coordinates is padding: it is zero in theta and dH, and whatever it is in H and dtheta is
-    ignored. Tiles are float32; in the interpreter also float64, so take the dtype from theta.
+    Everything beyond n and beyond the coordinates is padding: it is zero in theta and dH, and whatever it is in H and
+    dtheta is ignored. Tiles are float32; in the interpreter also float64, so take the dtype from theta.
     """
 
     forward: Any

@@ -61,7 +61,7 @@ class Manifold(Map):
         others: the larger, the nearer to the identity and the smaller the first gradients. Elsewhere it is
         unused and the identity itself is returned.
         """
-        return self.identity_coordinates()
+        return self.identity(dtype=torch.float64, device="cpu")  # which a class may have defined by itself
 
     @property
     def exact_invariants(self) -> tuple[Invariant, ...]:
