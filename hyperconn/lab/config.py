@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args, get_type_hints
 
-from hyperconn import HyperConnectionConfig
+from hyperconn.config import HyperConnectionConfig
 from hyperconn.files import read_table
-from hyperconn.lab.tables import from_table
 from hyperconn.manifolds.core.errors import shown, unknown_name
 from hyperconn.manifolds.core.plain_data import Options, require_small
 
-PLAIN = ("plain", "none")
-
+PLAIN = "plain"
 # Beyond any machine; a slip of the pen would start them all.
 _MAX_THREADS = 1024
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,6 @@ class ModelConfig:
         channels: width C.
         heads: attention heads; divides ``channels``.
         context: longest sequence, in bytes.
-        mlp_ratio: hidden width of the MLP over C.
         dropout: probability on the output of every sublayer.
     """
 
@@ -37,31 +35,27 @@ class ModelConfig:
     channels: int = 64
     heads: int = 4
     context: int = 128
-    mlp_ratio: int = 4
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        _require_positive(self, "model", "blocks", "channels", "heads", "context", "mlp_ratio")
+        _require_positive(self, "model", "blocks", "channels", "heads", "context")
         if self.channels % self.heads:
             raise ValueError(
                 f"model.heads must divide model.channels; got {self.heads} heads for {self.channels} channels"
             )
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"model.dropout must lie in [0, 1), got {self.dropout}")
+        _require(0.0 <= self.dropout < 1.0, "model.dropout must lie in [0, 1)", self.dropout)
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """AdamW on random windows.
+    """AdamW on random windows, at a constant rate after a warm-up.
 
     Attributes:
         steps: optimizer steps in all.
         batch: windows a step.
         learning_rate: after the warm-up.
         warmup: steps of linear warm-up.
-        schedule: ``"constant"`` after the warm-up, or ``"cosine"`` down to a tenth at the last step.
         weight_decay: on matrices and embeddings; vectors and gains have none.
-        beta1, beta2: of AdamW.
         clip: largest gradient norm; 0 for no clipping.
         seed: of the weights, the order of the data and dropout.
         eval_every: steps between evaluations; 0 for one at the end.
@@ -75,10 +69,7 @@ class TrainConfig:
     batch: int = 8
     learning_rate: float = 3e-3
     warmup: int = 50
-    schedule: str = "constant"
     weight_decay: float = 0.0
-    beta1: float = 0.9
-    beta2: float = 0.95
     clip: float = 1.0
     seed: int = 0
     eval_every: int = 100
@@ -90,19 +81,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _require_positive(self, "train", "steps", "batch", "learning_rate", "eval_windows")
         for name in ("warmup", "weight_decay", "clip", "eval_every", "checkpoint_every"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"train.{name} must not be negative, got {shown(getattr(self, name))}")
-        if self.threads is not None:
-            _require_positive(self, "train", "threads")
-            if self.threads > _MAX_THREADS:
-                raise ValueError(f"train.threads must be at most {_MAX_THREADS}, got {self.threads}")
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"train.seed must lie between 0 and 2^63 - 1, got {self.seed}")
-        if self.schedule not in ("constant", "cosine"):
-            raise ValueError(f"train.schedule must be 'constant' or 'cosine', got {shown(self.schedule)}")
-        for name in ("beta1", "beta2"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"train.{name} must lie in [0, 1), got {shown(getattr(self, name))}")
+            _require(getattr(self, name) >= 0, f"train.{name} must not be negative", getattr(self, name))
+        _require(0 <= self.seed < 2**63, "train.seed must lie between 0 and 2^63 - 1", self.seed)
+        in_range = self.threads is None or 1 <= self.threads <= _MAX_THREADS
+        _require(in_range, f"train.threads must lie between 1 and {_MAX_THREADS}", self.threads)
 
 
 @dataclass(frozen=True)
@@ -121,8 +103,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _require_positive(self, "data", "max_bytes")
-        if not 0.0 < self.held_out < 1.0:
-            raise ValueError(f"data.held_out must lie between 0 and 1, got {self.held_out}")
+        _require(0.0 < self.held_out < 1.0, "data.held_out must lie between 0 and 1", self.held_out)
 
 
 @dataclass(frozen=True)
@@ -135,10 +116,13 @@ class CompareConfig:
     """
 
     presets: tuple[str, ...] = ()
-    overrides: Mapping[str, Any] = field(default_factory=Options)
+    overrides: Mapping[str, Any] = Options()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "overrides", Options(self.overrides))
+
+
+_SECTIONS: dict[str, Any] = {"model": ModelConfig, "train": TrainConfig, "data": DataConfig, "compare": CompareConfig}
 
 
 @dataclass(frozen=True)
@@ -170,24 +154,18 @@ class LabConfig:
         if not isinstance(table, Mapping):
             raise TypeError(f"a config is a table of sections, got {shown(table)}")
         require_small(table, "the config")
-        sections = {field.name for field in dataclasses.fields(cls)}
+        known = {*_SECTIONS, "hyper_connection"}
         for section in table:
-            if section not in sections:
-                raise unknown_name("config section", section, sections)
-        compare = dict(_section(table, "compare"))
-        overrides = _section(compare, "overrides")
-        compare.pop("overrides", None)
+            if section not in known:
+                raise unknown_name("config section", section, known)
         return cls(
-            model=from_table(ModelConfig, _section(table, "model"), "model"),
-            train=from_table(TrainConfig, _section(table, "train"), "train"),
-            data=from_table(DataConfig, _section(table, "data"), "data"),
-            compare=dataclasses.replace(from_table(CompareConfig, compare, "compare"), overrides=Options(overrides)),
+            **{name: _from_table(section, name, table.get(name)) for name, section in _SECTIONS.items()},
             hyper_connection=hyper_connection(table.get("hyper_connection")),
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Nested tables of plain values; ``from_dict`` reads them back."""
-        table: dict[str, Any] = {name: dataclasses.asdict(getattr(self, name)) for name in ("model", "train", "data")}
+        table: dict[str, Any] = {name: dict(vars(getattr(self, name))) for name in _SECTIONS}
         table["compare"] = {"presets": list(self.compare.presets), "overrides": Options(self.compare.overrides).plain()}
         if self.hyper_connection is not None:
             table["hyper_connection"] = self.hyper_connection.to_dict()
@@ -198,33 +176,58 @@ def hyper_connection(table: Mapping[str, Any] | None) -> HyperConnectionConfig |
     """The config of a ``[hyper_connection]`` section: a preset with overrides, or all its own keys.
 
     Returns:
-        None where the section is absent or its preset is ``"plain"`` (or ``"none"``).
+        None where the section is absent or its preset is ``"plain"``.
     """
     if table is None:
         return None
     if not isinstance(table, Mapping):
         raise ValueError(f"[hyper_connection] must be a table, got {shown(table)}")
-    if table.get("preset") not in PLAIN:
+    if table.get("preset") != PLAIN:
         return HyperConnectionConfig.from_dict(table)
     others = sorted(set(table) - {"preset"})
     if others:
         raise ValueError(
-            f"[hyper_connection] with preset {table['preset']!r} is the plain residual and takes no other key, got "
+            f"[hyper_connection] with preset {PLAIN!r} is the plain residual and takes no other key, got "
             f"{', '.join(others)}; remove them, or choose one of {', '.join(HyperConnectionConfig.presets())}"
         )
     return None
 
 
-def _section(table: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    section = table.get(name)
-    if section is None:
-        return {}
-    if not isinstance(section, Mapping):
-        raise ValueError(f"[{name}] must be a table, got {shown(section)}")
-    return section
+def _from_table(cls: type[T], section: str, table: Any) -> T:
+    """A flat dataclass from a section; unknown keys and values of the wrong type are refused."""
+    table = {} if table is None else table
+    if not isinstance(table, Mapping):
+        raise ValueError(f"[{section}] must be a table, got {shown(table)}")
+    hints = get_type_hints(cls)
+    for key in table:
+        if key not in hints:
+            raise unknown_name("config key", f"{section}.{key}", {f"{section}.{name}" for name in hints})
+    return cls(**{key: _typed(f"{section}.{key}", value, hints[key]) for key, value in table.items()})
+
+
+def _typed(key: str, value: Any, hint: Any) -> Any:
+    """The value as the hint wants it: a number, text, None, a tuple of strings or a table."""
+    if hint == Mapping[str, Any]:
+        return value  # Options checks it
+    if hint == tuple[str, ...]:
+        if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):
+            raise ValueError(f"{key} must be a list of strings, got {shown(value)}")
+        return tuple(value)
+    kinds = get_args(hint) or (hint,)
+    if float in kinds and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kinds) or isinstance(value, bool):
+        names = " or ".join(kind.__name__ for kind in kinds if kind is not type(None))
+        hint = "; YAML takes 1e-3 for text, write 1.0e-3" if float in kinds and isinstance(value, str) else ""
+        raise ValueError(f"{key} must be of type {names}, got {shown(value)}{hint}")
+    return value
+
+
+def _require(held: bool, rule: str, value: object) -> None:
+    if not held:
+        raise ValueError(f"{rule}, got {shown(value)}")
 
 
 def _require_positive(config: object, section: str, *names: str) -> None:
     for name in names:
-        if not getattr(config, name) > 0:
-            raise ValueError(f"{section}.{name} must be positive, got {shown(getattr(config, name))}")
+        _require(getattr(config, name) > 0, f"{section}.{name} must be positive", getattr(config, name))

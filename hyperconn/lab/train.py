@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from hyperconn.lab.checkpoint import save_checkpoint
-from hyperconn.lab.interrupt import deferred_interrupt
 from hyperconn.lab.run import Run
 
 CHECKPOINT = "checkpoint.pt"
@@ -14,6 +16,27 @@ CHECKPOINT = "checkpoint.pt"
 
 class CheckpointNotWrittenError(OSError):
     """A checkpoint could not be written; the message says which one is still there."""
+
+
+@contextmanager
+def deferred_interrupt() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C as a request that a loop honours between two steps: what it gives says whether there was one.
+
+    The second Ctrl-C ends the program as usual. Use it in the main thread: Python delivers signals nowhere else.
+    """
+    requested = False
+    previous = signal.getsignal(signal.SIGINT)
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        nonlocal requested
+        requested = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: requested
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def train(
@@ -39,31 +62,27 @@ def train(
         DivergedError: the loss is nan or inf; the last checkpoint is from before.
         CheckpointNotWrittenError: the disk is full, say; the checkpoint before it survives.
     """
-    config, saved = run.config.train, run.step if run.step else None
-
-    def save() -> None:
-        nonlocal saved
-        try:
-            save_checkpoint(run, out / CHECKPOINT)
-        except OSError as error:
-            kept = "there is none before it"
-            if saved is not None:
-                kept = f"the one of step {saved} is intact, go on with --resume"
-            reason = f"{out / CHECKPOINT}: {error.strerror or error}"
-            raise CheckpointNotWrittenError(
-                f"cannot write the checkpoint of step {run.step} to {reason}; {kept}"
-            ) from error
-        saved = run.step
-
+    config, saved = run.config.train, run.step
     with deferred_interrupt() as interrupted:
-        while run.step < config.steps and not interrupted:
+        while run.step < config.steps and not interrupted():
             on_step(run.advance())
             last = run.step == config.steps
-            if not interrupted and (last or _due(run.step, config.eval_every)):
+            if not interrupted() and (last or _due(run.step, config.eval_every)):
                 on_evaluation(run.evaluate())
-            if interrupted or last or _due(run.step, config.checkpoint_every):
-                save()
+            if interrupted() or last or _due(run.step, config.checkpoint_every):
+                _save(run, out / CHECKPOINT, saved)
+                saved = run.step
     return run.step >= config.steps
+
+
+def _save(run: Run, path: Path, saved: int) -> None:
+    try:
+        save_checkpoint(run, path)
+    except OSError as error:
+        kept = f"the one of step {saved} is intact, go on with --resume" if saved else "there is none before it"
+        raise CheckpointNotWrittenError(
+            f"cannot write the checkpoint of step {run.step} to {path}: {error.strerror or error}; {kept}"
+        ) from error
 
 
 def _due(step: int, every: int) -> bool:
