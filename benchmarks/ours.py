@@ -107,7 +107,11 @@ def sublayer(
     z = (flat @ fn.mT) * torch.rsqrt(flat.square().mean(-1, keepdim=True) + NORM_EPS)
     groups = zip(z.split(list(sizes), -1), scale, base.split(list(sizes)), strict=True)
     parts = [s * part + b for part, s, b in groups]
-    pre, post, H = parts[0].sigmoid() + pre_eps, 2 * parts[1].sigmoid(), residual(torch.cat([z[..., :0], *parts[2:]], -1))
+    pre, post, H = (
+        parts[0].sigmoid() + pre_eps,
+        2 * parts[1].sigmoid(),
+        residual(torch.cat([z[..., :0], *parts[2:]], -1)),
+    )
     y = branch((pre.unsqueeze(-2) @ wide).squeeze(-2).to(x.dtype)).to(fn.dtype)
     return (H @ wide + post.unsqueeze(-1) * y.unsqueeze(-2)).to(x.dtype)
 

@@ -141,9 +141,7 @@ def transformers_contender(branch: Branch) -> Contender:
     return Contender("transformers DeepseekV4", "peer", build)
 
 
-def _deepseek(
-    x: Tensor, p: Mapping[str, Tensor], weight: Tensor | None, *, transposed: bool, pre_eps: float
-) -> Tensor:
+def _deepseek(x: Tensor, p: Mapping[str, Tensor], weight: Tensor | None, *, transposed: bool, pre_eps: float) -> Tensor:
     n = x.shape[-2]
 
     def residual(theta: Tensor) -> Tensor:

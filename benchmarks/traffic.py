@@ -15,6 +15,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from typing import Any
 from unittest import mock
 
@@ -62,7 +63,11 @@ class Traffic(TorchDispatchMode):
     def instruction(self, pointers: Any, mask: Any, *done: str) -> None:
         """A kernel touches what these pointers point at."""
         # A mask may be of integers, which would index instead of select.
-        addresses = pointers.data if mask is None else pointers.data[np.broadcast_to(mask.data.astype(bool), pointers.data.shape)]
+        addresses = (
+            pointers.data
+            if mask is None
+            else pointers.data[np.broadcast_to(mask.data.astype(bool), pointers.data.shape)]
+        )
         addresses = np.unique(addresses)
         for tensor in self.tensors:
             start = tensor.data_ptr()
@@ -138,6 +143,7 @@ BARS = {SINGLE: (18.5, 29.0), STACK: (14.5, 29.0), TORCH: (None, None), LIGER: (
 ROW = "{:<34}{:<10}{:>9}{:>10}{:>8}{:>14}{:>9}  {}"
 
 
+@cache
 def measure(contender: Contender, shape: Shape) -> tuple[Traffic, Traffic]:
     """What a forward and a backward pass move; a wrong or missing contender ends the program."""
     forward, backward = Traffic(shape), Traffic(shape)
