@@ -14,7 +14,7 @@ unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-all lint types format laws certificates mutants bench-cpu bench-gpu \
+.PHONY: help setup demo test test-all lint types format laws certificates bench-cpu bench-gpu \
         bench-traffic kernels-report docs pictures clean
 
 help: ## list the targets
@@ -66,9 +66,6 @@ laws: $(READY) ## check every law of every manifold on EXAMPLES examples
 
 certificates: $(READY) ## check every law on EXAMPLES examples at n = 2, 3, 4, 8, write docs/certificates and the pages' tables
 	$(BIN)/python -m hyperconn.testing --n 2 3 4 8 --examples $(EXAMPLES) --certificates docs/certificates --pages docs/manifolds
-
-mutants: $(READY) ## break the built-in manifolds in every small way; the laws have to notice 95 % (ARGS=--sample 200)
-	$(BIN)/python benchmarks/mutants.py --workers $(WORKERS) $(ARGS)
 
 bench-cpu: $(READY) ## time a layer on the CPU against the plain residual and other implementations, with bars
 	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[peers]'

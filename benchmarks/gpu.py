@@ -21,11 +21,11 @@ import torch
 import proofs
 from bars import Bar, judge
 from harness import Contender, Refused, Shape, Subject, Verified, prepare
+from hyperconn.timing import Spread
 from ours import MANIFOLDS, layer_contender, no_branch, plain_contender, reference_contender, stack_contender
 from peers import liger_contender
 from proofs import Proof
 from records import Log, device_name
-from timing import Clock, CudaClock, HostClock, Spread
 
 MAIN = Shape((16384,), streams=4, channels=4096, dtype=torch.bfloat16)
 SHAPES = (
@@ -119,19 +119,49 @@ def floor_bytes(shape: Shape, op: str, sublayers: int) -> float:
     return floor_elements(op, shape.streams, sublayers) * shape.channels * shape.tokens * shape.dtype.itemsize
 
 
-def copy_rate(shape: Shape, device: torch.device, clock: Clock, repetitions: int) -> Spread:
+def copy_rate(shape: Shape, device: torch.device, repetitions: int) -> Spread:
     """GB/s of a device-to-device copy of the streams, reading and writing."""
     size = (shape.tokens, shape.streams, shape.channels)
     source, target = (
         torch.ones(size, dtype=shape.dtype, device=device),
         torch.empty(size, dtype=shape.dtype, device=device),
     )
-    times = clock.milliseconds(lambda: target.copy_(source), lambda: None, repetitions + 3)[3:]
+    times = milliseconds(device, lambda: target.copy_(source), lambda: None, repetitions)
     moved = 2 * source.numel() * shape.dtype.itemsize
     return Spread.of([moved / (1e6 * t) for t in times])
 
 
 # ------------------------------------------------------------------------------------------------------------ timing
+
+
+def milliseconds(
+    device: torch.device, timed: Callable[[], object], before: Callable[[], object], repetitions: int
+) -> list[float]:
+    """Times of ``timed``, each after an untimed ``before``, and after three that do not count.
+
+    On a GPU: CUDA events, and before each repetition a buffer larger than the L2 cache is overwritten. Elsewhere the
+    wall clock, to test everything but the figures.
+    """
+    times = []
+    if device.type == "cuda":
+        cache = torch.cuda.get_device_properties(device).L2_cache_size
+        flush = torch.empty(max(4 * cache, 256 * 2**20), dtype=torch.int8, device=device)
+        events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repetitions + 3)]
+        for start, end in events:
+            before()
+            flush.zero_()
+            start.record()
+            timed()
+            end.record()
+        torch.cuda.synchronize()
+        times = [start.elapsed_time(end) for start, end in events]
+    else:
+        for _ in range(repetitions + 3):
+            before()
+            begun = time.perf_counter()
+            timed()
+            times.append(1e3 * (time.perf_counter() - begun))
+    return times[3:]
 
 
 def steps(subject: Subject, op: str) -> tuple[Callable[[], object], Callable[[], object]]:
@@ -149,13 +179,13 @@ def steps(subject: Subject, op: str) -> tuple[Callable[[], object], Callable[[],
     return lambda: held.pop().backward(subject.cotangent), before
 
 
-def timings(verified: Verified, clock: Clock, copy: float, repetitions: int) -> list[Timing]:
+def timings(verified: Verified, copy: float, repetitions: int) -> list[Timing]:
     """Every op of a contender that is right."""
     subject, shape = verified.subject, verified.shape
     found = []
     for op in OPS:
         timed, before = steps(subject, op)
-        times = clock.milliseconds(timed, before, repetitions + 3)[3:]
+        times = milliseconds(subject.x.device, timed, before, repetitions)
         spread = Spread.of([t / subject.sublayers for t in times])
         rate = fraction = None
         if verified.contender.kind != "plain":
@@ -179,11 +209,11 @@ def line(shape: Shape, contender: str, op: str, values: Mapping[str, Any]) -> di
     }
 
 
-def time_everything(plan: Plan, device: torch.device, clock: Clock, log: Log, deadline: float) -> list[Timing]:
+def time_everything(plan: Plan, device: torch.device, log: Log, deadline: float) -> list[Timing]:
     """The tables; what is refused or comes too late is named in its place."""
     found: list[Timing] = []
     for shape in plan.shapes:
-        copy = copy_rate(shape, device, clock, plan.repetitions)
+        copy = copy_rate(shape, device, plan.repetitions)
         print(f"\n{shape}; a copy moves {copy.median:.0f} GB/s")
         print(f"  {'':<32}" + "".join(f"{op + ' ms':>22} {'of copy':>8}" for op in OPS))
         rate = {"gb_per_s": copy.median, "repetitions": copy.repetitions, "status": "timed"}
@@ -200,7 +230,7 @@ def time_everything(plan: Plan, device: torch.device, clock: Clock, log: Log, de
                 log.write(line(shape, contender.name, "all", {"status": result.status, "reason": result.reason}))
                 continue
             cells = []
-            for timing in timings(result, clock, copy.median, plan.repetitions):
+            for timing in timings(result, copy.median, plan.repetitions):
                 found.append(timing)
                 share = "" if timing.fraction is None else f"{100 * timing.fraction:.0f} %"
                 cells.append(f"{timing.spread.median:>22.4f} {share:>8}")
@@ -281,11 +311,10 @@ def prove_everything(plan: Plan, device: torch.device) -> list[Bar]:
 def run(plan: Plan, device: torch.device, folder: Path) -> int:
     """Everything; returns the exit status."""
     deadline = time.monotonic() + 60 * plan.minutes
-    clock: Clock = CudaClock(device) if device.type == "cuda" else HostClock()
     print(f"{device_name(device)}, torch {torch.__version__}")
     proven = prove_everything(plan, device)
     log = Log(folder, device)
-    found = time_everything(plan, device, clock, log, deadline)
+    found = time_everything(plan, device, log, deadline)
     print(f"\nwritten to {log.path}")
     return judge([*proven, *bars(found, plan.main)])
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 
 import torch
@@ -16,9 +15,9 @@ from hyperconn.cli.console import BAD_INPUT, bad_input, fail, output, say
 from hyperconn.cli.plugins import blaming_plugins
 from hyperconn.coefficients import unfused_part
 from hyperconn.manifolds import PluginError
+from hyperconn.timing import interleaved, ratios
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_WARMUPS = 2
 _PLAIN = "plain residual"
 
 
@@ -66,16 +65,16 @@ def run_bench(
     if not running:
         fail(f"no manifold can be timed; {left_out[0]}", BAD_INPUT)
     with output.status("timing"):
-        seconds = _interleaved(steps, rounds, _synchronize(place))
+        synchronize = torch.cuda.synchronize if place.type == "cuda" else lambda: None
+        seconds = interleaved(steps, rounds, synchronize=synchronize)
     table = Table(title=f"{tokens} tokens of {streams}×{dim}, {dtype}, on {place}", title_justify="left")
     for column in ("manifold", "backend", "forward + backward", "× plain residual", "10–90 %"):
         table.add_column(column, justify="left" if column in ("manifold", "backend") else "right")
     for name, taken in seconds.items():
-        ratios = sorted(mine / plain for mine, plain in zip(taken, seconds[_PLAIN], strict=True))
-        low, high = ratios[round(0.1 * (rounds - 1))], ratios[round(0.9 * (rounds - 1))]
+        ratio = ratios(seconds, name, _PLAIN)
         milliseconds = f"{1e3 * statistics.median(taken):.2f} ms"
         table.add_row(
-            name, running.get(name, ""), milliseconds, f"{statistics.median(ratios):.2f}", f"{low:.2f} – {high:.2f}"
+            name, running.get(name, ""), milliseconds, f"{ratio.median:.2f}", f"{ratio.low:.2f} – {ratio.high:.2f}"
         )
     output.print(table)
     say(f"medians of {rounds} rounds in which everybody runs once; the branch is an RMSNorm, the same for all")
@@ -113,23 +112,3 @@ def _step(layer: Callable[[Tensor], Tensor], x: Tensor, parameters: list[Tensor]
             tensor.grad = None
 
     return step
-
-
-def _synchronize(device: torch.device) -> Callable[[], None]:
-    return torch.cuda.synchronize if device.type == "cuda" else lambda: None
-
-
-def _interleaved(
-    steps: dict[str, Callable[[], None]], rounds: int, synchronize: Callable[[], None]
-) -> dict[str, list[float]]:
-    """Seconds by name; in a round everybody runs once, so that a slow moment is everybody's."""
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for number in range(-_WARMUPS, rounds):
-        for name, step in steps.items():
-            synchronize()
-            start = time.perf_counter()
-            step()
-            synchronize()
-            if number >= 0:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
