@@ -1,26 +1,36 @@
-"""The laws that every manifold keeps, for anyone's manifold.
+"""The laws that every manifold, gate and predictor keeps, for anyone's.
 
 A law is a promise with a measurement that can refute it. ``verify`` checks all that apply; ``check_law`` checks
-one. A test suite of a plugin wants pytest classes of them, for the map and for its device pair::
+one. The test suite of a plugin wants pytest classes of them, for the map and for its device pair::
 
-    TestMine = manifold_laws(MyManifold)
+    class TestMine(ManifoldLaws):  # or GateLaws, PredictorLaws
+        subject = MyManifold
+
     TestMineOnTheDevice = kernel_laws(MyManifold)
 
 Cases are drawn with hypothesis, which only this subpackage needs: ``pip install 'hyperconn[test]'``.
-``python -m hyperconn.testing`` checks everything that is registered and prints tables.
+``python -m hyperconn.testing`` checks everything that is registered and prints a table.
 
 >>> from hyperconn import manifolds
 >>> check_law("membership", manifolds.make("stiefel", n=3), examples=5).holds
 True
 """
 
-from hyperconn.testing.case import Case
+from hyperconn.testing.all_laws import LAWS, get_law
+from hyperconn.testing.case import Case, cases
 from hyperconn.testing.law import SCALES, SHAPES, Law, LawViolation, law
-from hyperconn.testing.laws import LAWS, get_law
 from hyperconn.testing.measured import Measured, at_least, at_most, fact
-from hyperconn.testing.plan import ContractError
-from hyperconn.testing.runner import Verdict, cases, check_law, verify
-from hyperconn.testing.suites import kernel_laws, manifold_laws
+from hyperconn.testing.runner import Verdict, check_law, verify
+from hyperconn.testing.subjects import ContractError, PredictorCase
+from hyperconn.testing.suites import (
+    GateLaws,
+    ManifoldLaws,
+    PredictorLaws,
+    gate_laws,
+    kernel_laws,
+    manifold_laws,
+    predictor_laws,
+)
 
 __all__ = [
     "LAWS",
@@ -28,18 +38,24 @@ __all__ = [
     "SHAPES",
     "Case",
     "ContractError",
+    "GateLaws",
     "Law",
     "LawViolation",
+    "ManifoldLaws",
     "Measured",
+    "PredictorCase",
+    "PredictorLaws",
     "Verdict",
     "at_least",
     "at_most",
     "cases",
     "check_law",
     "fact",
+    "gate_laws",
     "get_law",
     "kernel_laws",
     "law",
     "manifold_laws",
+    "predictor_laws",
     "verify",
 ]

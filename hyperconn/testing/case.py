@@ -1,78 +1,158 @@
-"""The seeded situation in which a law is checked."""
+"""The situation in which a law is checked, and the strategy that draws it."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from hyperconn.manifolds import Manifold
+from hyperconn.manifolds.core.map import Map
 
-# Numbers of the independent random streams that one seed gives rise to.
+try:
+    from hypothesis import strategies
+    from hypothesis.extra.numpy import arrays
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "hyperconn.testing draws its cases with hypothesis: pip install 'hyperconn[test]'"
+    ) from error
+
+if TYPE_CHECKING:
+    from hyperconn.testing.law import Law
+
+_SEEDS = strategies.integers(0, 2**32 - 1)
+# Numbers of the independent random streams that one seed gives rise to; laws use 2 and more.
 _COORDINATES, _PATTERN = 0, 1
-_STREAMS = 16
+_STREAMS = 64
+# Longer literals are no help to a reader.
+_SHORT = 32
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
-    """A seed, a logit scale, a batch shape and a dtype: everything that a law needs to rebuild its tensors.
-
-    Tensors are drawn in float64 on the CPU and then rounded and moved, so that a case means the same numbers
-    wherever it is checked.
+    """The coordinates of a case, and the seed of everything else that a law draws.
 
     Attributes:
-        seed: of every random number of the case.
-        scale: standard deviation of the coordinates.
-        batch: batch shape of the coordinates.
-        dtype: floating point dtype of the coordinates.
-        device: where the tensors live.
+        theta: ``[*batch, P]`` coordinates, in the dtype and on the device of the case.
+        seed: of cotangents, directions and whatever else is random.
+        scale: that the coordinates were drawn at; none is larger than a few of it.
     """
 
+    theta: Tensor
     seed: int = 0
     scale: float = 1.0
-    batch: tuple[int, ...] = (3,)
-    dtype: torch.dtype = torch.float32
-    device: str = "cpu"
+
+    @classmethod
+    def of(
+        cls,
+        subject: Map,
+        seed: int = 0,
+        scale: float = 1.0,
+        batch: tuple[int, ...] = (3,),
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+        *,
+        smooth: bool = False,
+    ) -> Case:
+        """The case of a seed. Half of the tokens are normal, the others awkward; smooth ones are all normal.
+
+        The awkward ones have coordinates ±scale, zeros, one that is not zero, all alike, or sizes down to 1e-9. Numbers
+        are drawn in float64 on the CPU and then rounded and moved: a case means the same wherever it is checked.
+        """
+        shape = (*batch, subject.num_coordinates)
+        normal = torch.randn(shape, dtype=torch.float64, generator=_generator(seed, _COORDINATES))
+        theta = normal if smooth else _awkward(normal, _generator(seed, _PATTERN))
+        return cls((scale * theta).to(dtype=dtype, device=device), seed, scale)
+
+    @property
+    def batch(self) -> tuple[int, ...]:
+        """Batch shape of the coordinates."""
+        return tuple(self.theta.shape[:-1])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the coordinates."""
+        return self.theta.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors live."""
+        return self.theta.device
 
     @property
     def count(self) -> int:
         """Number of tokens in the batch."""
         return math.prod(self.batch)
 
+    def coordinates(self) -> Tensor:
+        """``[*batch, P]`` a copy of the coordinates, which nobody spoils for the next."""
+        return self.theta.clone()
+
     def normal(self, *shape: int, stream: int) -> Tensor:
-        """Standard normal numbers in the dtype of the case; streams are independent of each other.
+        """Standard normal numbers in the dtype of the case; streams, 2 to 63, are independent of each other."""
+        numbers = torch.randn(shape, dtype=torch.float64, generator=_generator(self.seed, stream))
+        return numbers.to(dtype=self.dtype, device=self.device)
 
-        Args:
-            *shape: shape of the result.
-            stream: 2 to 15; 0 and 1 make the coordinates.
-        """
-        return self._move(torch.randn(shape, dtype=torch.float64, generator=self._generator(stream)))
+    @property
+    def is_short(self) -> bool:
+        """Whether the repr shows every number."""
+        return self.theta.numel() <= _SHORT
 
-    def smooth_coordinates(self, manifold: Manifold) -> Tensor:
-        """``[*batch, P]`` normal coordinates of the case's scale."""
-        shape = (*self.batch, manifold.num_coordinates)
-        normal = torch.randn(shape, dtype=torch.float64, generator=self._generator(_COORDINATES))
-        return self._move(self.scale * normal)
+    def __repr__(self) -> str:
+        shape = tuple(self.theta.shape)
+        if not self.is_short:
+            numbers = f"<numbers of shape {shape}"
+        else:
+            numbers = f"torch.tensor({self.theta.tolist()}" if self.theta.numel() else f"torch.zeros({shape}"
+        close = ")" if self.is_short else ">"
+        device = f", device={self.device.type!r}" if self.device.type != "cpu" else ""
+        return f"Case({numbers}, dtype={self.dtype}{device}{close}, seed={self.seed}, scale={self.scale})"
 
-    def coordinates(self, manifold: Manifold) -> Tensor:
-        """``[*batch, P]`` coordinates of the case's scale; half the tokens normal, the others awkward.
 
-        A quarter of the tokens has coordinates ±scale, full of ties; in another quarter every other coordinate
-        is zero, on average.
-        """
-        normal = torch.randn(
-            (*self.batch, manifold.num_coordinates), dtype=torch.float64, generator=self._generator(_COORDINATES)
-        )
-        generator = self._generator(_PATTERN)
-        pattern = torch.randint(4, (*self.batch, 1), generator=generator)
-        kept = torch.rand(normal.shape, dtype=torch.float64, generator=generator) < 0.5
-        awkward = torch.where(pattern == 3, normal * kept, normal.sign())
-        return self._move(self.scale * torch.where(pattern < 2, normal, awkward))
+def grid(law: Law, subject: Map, seed: int = 0, device: str = "cpu") -> list[Case]:
+    """Cases that meet every scale of a law in every dtype and every batch shape at least once, simple ones first."""
+    cells = list(itertools.product(law.dtypes, law.scales))
+    total = max(len(cells), len(law.batches))
+    kinds = itertools.islice(zip(itertools.cycle(cells), itertools.cycle(law.batches), strict=False), total)
+    return [Case.of(subject, seed, scale, batch, dtype, device, smooth=law.smooth) for (dtype, scale), batch in kinds]
 
-    def _generator(self, stream: int) -> torch.Generator:
-        return torch.Generator().manual_seed(_STREAMS * self.seed + stream)
 
-    def _move(self, value: Tensor) -> Tensor:
-        return value.to(dtype=self.dtype, device=self.device)
+@strategies.composite
+def cases(draw: strategies.DrawFn, law: Law, subject: Map, device: str = "cpu") -> Case:
+    """The cases that a law may meet: coordinates in general position, awkward ones, and any floats at all.
+
+    The last are arrays of a few values, subnormal ones and zeros of both signs among them, beside a value that fills
+    the rest: one-hots and ties.
+    """
+    dtype = draw(strategies.sampled_from(law.dtypes))
+    scale = draw(strategies.sampled_from(law.scales))
+    batch = draw(strategies.sampled_from(law.batches))
+    seed = draw(_SEEDS)
+    if law.smooth or draw(strategies.booleans()):
+        return Case.of(subject, seed, scale, batch, dtype, device, smooth=law.smooth)
+    width = 64 if dtype == torch.float64 else 32
+    largest = float(np.float32(4 * scale))
+    values = strategies.floats(-largest, largest, width=width)
+    shape = (*batch, subject.num_coordinates)
+    numbers = draw(arrays(np.float64, shape, elements=values, fill=values))
+    return Case(torch.from_numpy(numbers).to(dtype=dtype, device=device), seed, scale)
+
+
+def _generator(seed: int, stream: int) -> torch.Generator:
+    return torch.Generator().manual_seed(_STREAMS * seed + stream)
+
+
+def _awkward(normal: Tensor, generator: torch.Generator) -> Tensor:
+    """Normal tokens ``[..., P]``, half of them made awkward in one of five ways."""
+    P = normal.shape[-1]
+    pattern = torch.randint(10, (*normal.shape[:-1], 1), generator=generator)
+    uniform = torch.rand(normal.shape, dtype=torch.float64, generator=generator)
+    hot = torch.arange(P) == torch.randint(max(P, 1), pattern.shape, generator=generator)
+    ways = (normal.sign(), normal * (uniform < 0.5), normal * hot, normal[..., :1], normal * 10 ** (-9 * uniform))
+    for k, way in enumerate(ways):
+        normal = torch.where(pattern == k, way, normal)
+    return normal

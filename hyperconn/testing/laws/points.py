@@ -1,19 +1,29 @@
-"""What the distinguished coordinates of a manifold promise: the identity, the start, and the right inverse."""
+"""What a manifold says of itself: its points, its right inverse, its second formula, its symmetries, its numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from hyperconn.manifolds import Manifold
+from hyperconn.manifolds import Manifold, invariants
+from hyperconn.manifolds.core.map import Map
 from hyperconn.testing.case import Case
 from hyperconn.testing.law import law
-from hyperconn.testing.laws.tools import has_right_inverse, is_constant, is_member, pull_back
+from hyperconn.testing.laws.tools import (
+    DRAW,
+    available,
+    has_right_inverse,
+    is_constant,
+    is_member,
+    pull_back,
+    rounding,
+)
 from hyperconn.testing.measured import Measured, at_least, at_most, fact
 
-_NUDGE = 3
+_NUDGE = 8
 _SHARPNESSES = (4.0, 8.0, 32.0)
 
 
@@ -33,7 +43,7 @@ def identity(manifold: Manifold, case: Case) -> Iterator[Measured]:
         return
     if case.dtype != torch.float64:  # a set may miss the identity by less than narrower dtypes can tell
         return
-    distances = _gap(manifold(case.coordinates(manifold)))
+    distances = _gap(manifold(case.coordinates()))
     bound = 10 * manifold.tolerance(case.dtype)
     yield at_least("distance of m(identity()) to I, said to be out of reach", _gap(H), bound)
     yield at_least("distance of other members to I, said to be out of reach", distances.amin(), bound)
@@ -74,7 +84,7 @@ def round_trip(manifold: Manifold, case: Case) -> Iterator[Measured]:
     tolerances leave room for what is of second order.
     """
     bound = 100 * manifold.tolerance(case.dtype)
-    H = manifold(case.coordinates(manifold)).reshape(-1, manifold.n, manifold.n)
+    H = manifold(case.coordinates()).reshape(-1, manifold.n, manifold.n)
     members = H[is_member(manifold, H)]
     if len(members):
         # [K, 1, 1]: rounding errors grow with the entries, where a set has no bound, and vanish with them.
@@ -98,3 +108,69 @@ def round_trip(manifold: Manifold, case: Case) -> Iterator[Measured]:
         eye = torch.eye(manifold.n, dtype=case.dtype, device=case.device)
         again = manifold(manifold.coordinates(eye))
         yield at_most("distance of m(coordinates(I)) to I", (again - eye).abs().amax(), bound)
+
+
+def _has_reference(subject: Map) -> bool:
+    reference = getattr(subject, "reference", None)
+    theta = torch.zeros(subject.num_coordinates, dtype=torch.float64)
+    return reference is not None and available(lambda: reference(theta))
+
+
+@law(kind=Map, condition=_has_reference, scales=(0.0, 1e-3, 1.0, 3.0))
+def reference(subject: Any, case: Case) -> Iterator[Measured]:
+    """m(theta) is what the second formula of the map gives in float64."""
+    theta = case.coordinates()
+    distance = (subject(theta).double() - subject.reference(theta.double())).abs().amax()
+    # Far out the reference itself is the worse of the two. Here too, a solve multiplies rounding by the condition of
+    # its matrix, which grows with the coordinates.
+    yield at_most("distance to the reference", distance, (1 + case.scale) * rounding(subject, case.dtype))
+
+
+@law(condition=lambda manifold: bool(manifold.symmetries), scales=(0.0, 1e-3, 0.3))
+def symmetries(manifold: Manifold, case: Case) -> Iterator[Measured]:
+    """A symmetry of the map changes H as it says, and the violation of a member not at all."""
+    theta = case.coordinates()
+    H, draw = manifold(theta), case.normal(2, manifold.n, stream=DRAW)
+    for symmetry in manifold.symmetries:
+        moved = manifold(symmetry.coordinates(theta, draw))
+        distance = (moved - symmetry.matrices(H, draw)).abs().amax()
+        yield at_most(f"error of the symmetry {symmetry.name}", distance, manifold.tolerance(case.dtype))
+
+
+_NORM_AT_MOST_ONE = (
+    {invariants.orthogonal},
+    {invariants.spectral_norm},
+    {invariants.non_expansive},
+    {invariants.is_identity},
+    {invariants.row_sums, invariants.column_sums, invariants.nonnegative},
+)
+
+
+@law(scales=(1.0,), dtypes=(torch.float64, torch.float32, torch.bfloat16, torch.float16), random=False)
+def tolerance(manifold: Manifold, case: Case) -> Iterator[Measured]:
+    """tolerance(dtype) is what rounding explains, between eps and 1024 n² eps: a loose one would void other laws."""
+    eps = torch.finfo(case.dtype).eps
+    found = manifold.tolerance(case.dtype)
+    yield at_least(f"tolerance in {case.dtype}", found, eps)
+    yield at_most(f"tolerance in {case.dtype}", found, 1024 * manifold.n**2 * eps)
+
+
+@law(scales=(1.0,), dtypes=(torch.float64,), random=False)
+def declarations(manifold: Manifold, case: Case) -> Iterator[Measured]:
+    """Coordinate groups add up to num_coordinates, and what is declared of the set agrees with itself."""
+    names = [name for name, _ in manifold.coordinate_groups]
+    sizes = [size for _, size in manifold.coordinate_groups]
+    P = manifold.num_coordinates
+    yield fact(f"the groups {manifold.coordinate_groups} add up to {P} coordinates", sum(sizes) == P)
+    yield fact(f"the group sizes {sizes} are positive", all(size > 0 for size in sizes))
+    yield fact(f"the group names {names} are distinct and not empty", all(names) and len(set(names)) == len(names))
+    # By name: a property may build its invariants anew each time it is read.
+    promised = {invariant.name for invariant in manifold.exact_invariants}
+    all_of_them = {invariant.name for invariant in manifold.invariants}
+    yield fact("exact_invariants are among the invariants", promised <= all_of_them)
+    yield fact("an exact manifold promises all of its invariants", promised == all_of_them or not manifold.exact)
+    invariant_names = [invariant.name for invariant in manifold.invariants]
+    yield fact(f"the invariants {invariant_names} are distinct", len(set(invariant_names)) == len(invariant_names))
+    bound = manifold.norm_bound
+    if bound is not None and any({i.name for i in implying} <= promised for implying in _NORM_AT_MOST_ONE):
+        yield at_most("norm_bound, where the invariants promise ‖H‖₂ ≤ 1", bound, 1.0)

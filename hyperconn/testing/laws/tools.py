@@ -1,17 +1,48 @@
-"""Small questions that several laws ask of a manifold."""
+"""Small questions that several laws ask of a map."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from hyperconn.manifolds import Invariant, Manifold
+from hyperconn.manifolds.core.map import Map
 from hyperconn.testing.case import Case
 from hyperconn.testing.law import CRASHES
 
-COTANGENT = 2
+# Streams of random numbers that several laws share.
+COTANGENT, DIRECTION, SECOND_DIRECTION, DRAW = 2, 3, 4, 5
+
+
+def rounding(subject: Map, dtype: torch.dtype) -> float:
+    """What rounding explains: a manifold says so itself, of other maps it is 16 n eps."""
+    return subject.tolerance(dtype) if isinstance(subject, Manifold) else 16.0 * subject.n * torch.finfo(dtype).eps
+
+
+def has_coordinates(subject: Map) -> bool:
+    """Whether there is anything to differentiate by."""
+    return subject.num_coordinates > 0
+
+
+def available(call: Callable[[], object]) -> bool:
+    """Whether something that is optional is there: it does not raise NotImplementedError.
+
+    Any other error is a bug, which is for the law to report.
+    """
+    try:
+        call()
+    except NotImplementedError:
+        return False
+    except CRASHES:
+        return True
+    return True
+
+
+def has_right_inverse(manifold: Manifold) -> bool:
+    """Whether ``coordinates`` is there at all; what it is worth is for a law to say."""
+    return available(lambda: manifold.coordinates(manifold(manifold.identity(dtype=torch.float64))))
 
 
 def worst_residual(invariants: Sequence[Invariant], H: Tensor) -> Tensor:
@@ -26,33 +57,23 @@ def is_member(manifold: Manifold, H: Tensor) -> Tensor:
     return manifold.violation(H) <= limit
 
 
-def is_constant(manifold: Manifold, device: str) -> bool:
-    """Whether the map takes all coordinates to one matrix, judged by three random points far apart."""
-    theta = Case(seed=17, scale=2.0, batch=(3,), dtype=torch.float64, device=device).smooth_coordinates(manifold)
-    H = manifold(theta)
-    return bool((H - H[:1]).abs().amax() <= 100 * manifold.tolerance(torch.float64))
+def is_constant(subject: Map, device: torch.device | str) -> bool:
+    """Whether the map takes all coordinates to one value, judged by three random points far apart."""
+    H = subject(Case.of(subject, 17, 2.0, (3,), torch.float64, str(device), smooth=True).theta)
+    return bool((H - H[:1]).abs().amax() <= 100 * rounding(subject, torch.float64))
 
 
-def has_right_inverse(manifold: Manifold) -> bool:
-    """Whether ``coordinates`` is there at all; what it is worth is for a law to say."""
-    try:
-        manifold.coordinates(manifold(manifold.identity(dtype=torch.float64)))
-    except NotImplementedError:
-        return False
-    except CRASHES:  # an iterative manifold may be too far from its own set; a bug is for the law to report
-        return True
-    return True
-
-
-def pull_back(manifold: Manifold, theta: Tensor, case: Case) -> tuple[Tensor, Tensor]:
-    """The gradient of ``⟨w, m(theta)⟩`` for a random w, and H; zeros where the map is constant."""
+def pull_back(subject: Map, theta: Tensor, case: Case) -> tuple[Tensor, Tensor]:
+    """The gradient of ``⟨w, m(theta)⟩`` for a random w, and m(theta); zeros where the map is constant."""
     theta = theta.detach().requires_grad_()
-    H = manifold(theta)
+    H = subject(theta)
     w = case.normal(*H.shape, stream=COTANGENT)
-    return gradient_of((H * w).sum(), theta, create_graph=False), H.detach()
+    return gradient_of((H * w).sum(), theta), H.detach()
 
 
-def gradient_of(value: Tensor, theta: Tensor, *, create_graph: bool, retain_graph: bool | None = None) -> Tensor:
+def gradient_of(
+    value: Tensor, theta: Tensor, *, create_graph: bool = False, retain_graph: bool | None = None
+) -> Tensor:
     """Gradient of a scalar by the coordinates; zeros where it does not depend on them."""
     if not value.requires_grad:
         return torch.zeros_like(theta)
