@@ -43,7 +43,7 @@ demo: $(READY) ## train one small model under every published scheme and compare
 test: lint types ## lint, types, then every test: unit, law, doctest
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-test-all: test kernels-report ## also every kernel in all sizes and dtypes, and compiled for every GPU target
+test-all: test kernels-report bench-traffic ## also every kernel in all sizes and dtypes, compiled for every GPU target, and its bytes
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m exhaustive
 
 lint: $(READY) ## style and formatting
