@@ -39,7 +39,7 @@ def list_() -> None:
     output.print(presets)
     for reason in broken:
         say(f"– {reason}")
-    say("P(n): coordinates of a token at n streams. More on one of them: hyperconn show NAME")
+    say("P(n): coordinates of a token at n streams. More: hyperconn show NAME")
 
 
 def _table(*columns: str) -> Table:
