@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 
 from cli_cases import refused, run, words
@@ -53,7 +51,9 @@ def test_list_and_doctor(zoo: None, monkeypatch: pytest.MonkeyPatch) -> None:
         assert line in shown
     assert "stiefel extra 1.0 extra_tilt:Tilt not used: the name is taken by" in shown
     monkeypatch.setenv("HYPERCONN_PLUGINS", "other, tild")
-    shown = words(run("doctor"))
+    result = run("doctor")
+    assert result.exit_code == 0, result.exception
+    shown = words(result)
     assert "HYPERCONN_PLUGINS is 'other, tild'" in shown
     assert "HYPERCONN_PLUGINS allows 'tild', which is neither" in shown and "allows 'other'" not in shown
     assert "lost extra 1.0 extra_lost:Lost not used: HYPERCONN_PLUGINS does not" in shown
