@@ -44,9 +44,6 @@ def test_numbers_convert_where_nothing_is_lost() -> None:
         ({"modle": {}}, "unknown config section 'modle'. Did you mean 'model'"),
         ({"train": {"learning-rate": 1}}, "'train.learning-rate'. Did you mean 'train.learning_rate'"),
         ({"hyper_connection": {"preset": "kromch"}}, "Did you mean 'kromhc'"),
-        ({"hyper_connection": {"preset": ["kromhc"]}}, "unknown preset"),
-        ({"hyper_connection": {"stream": 4}}, "Did you mean 'streams'"),
-        ({"hyper_connection": {"manifold": "kroneker"}}, "Did you mean 'kronecker'"),
         ({"hyper_connection": 3}, "[hyper_connection] must be a table, got 3"),
         (
             {"hyper_connection": {"preset": "plain", "fn_std": 0.1}},
@@ -61,7 +58,6 @@ def test_numbers_convert_where_nothing_is_lost() -> None:
         ({"train": {"learning_rate": "4e-3"}}, "got '4e-3'; YAML takes 1e-3 for text, write 1.0e-3"),
         ({"train": {"learning_rate": float("nan")}}, "train.learning_rate must be positive, got nan"),
         ({"train": {"seed": -1}}, "train.seed must lie between 0 and 2^63 - 1, got -1"),
-        ({"train": {"seed": 2**64}}, "train.seed must lie between 0 and 2^63 - 1"),
         ({"train": {"warmup": -1}}, "train.warmup must not be negative, got -1"),
         ({"train": {"threads": 10**9}}, "train.threads must lie between 1 and 1024, got 1000000000"),
         ({"data": {"held_out": 0.0}}, "data.held_out must lie between 0 and 1, got 0.0"),

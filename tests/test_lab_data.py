@@ -73,10 +73,7 @@ def test_batches_are_windows_of_the_training_part(tmp_path: Path) -> None:
     for seed, step in ((3, 8), (4, 7)):
         assert not torch.equal(tokens, training_batch(corpus, seed=seed, step=step, batch=64, context=8)[0])
     assert len({step_seed(seed, step) for seed in range(20) for step in range(20)}) == 400
-
-
-def test_smallest_text_reaches_every_start(tmp_path: Path) -> None:
-    """context + 1 training bytes are exactly one window."""
+    # context + 1 training bytes are exactly one window
     (tmp_path / "t").write_bytes(b"123456789" * 2)
     corpus = load(tmp_path / "t", held_out=0.5)
     tokens, following = training_batch(corpus, seed=0, step=0, batch=3, context=8)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import errno
+import json
 import resource
 from pathlib import Path
 from typing import Any
@@ -22,29 +22,11 @@ def text(tmp_path: Path) -> Path:
     return write_text(tmp_path / "text.txt")
 
 
-def flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Every leaf of nested tables and lists by its path."""
-    if isinstance(value, dict):
-        value = list(value.items())
-    elif isinstance(value, list):
-        value = list(enumerate(value))
-    else:
-        return {prefix: value}
-    return {path: leaf for key, item in value for path, leaf in flat(item, f"{prefix}/{key}").items()}
-
-
-def assert_equal_bit_for_bit(one: Path, two: Path) -> int:
-    """Compare everything in two checkpoints but the settings; returns how many tensors were compared."""
-    first, second = (flat({k: v for k, v in read_checkpoint(p).items() if k != "config"}) for p in (one, two))
-    assert first.keys() == second.keys()
-    tensors = 0
-    for path, value in first.items():
-        if isinstance(value, torch.Tensor):
-            assert torch.equal(value, second[path]), path
-            tensors += 1
-        else:
-            assert value == second[path], path
-    return tensors
+def content(folder: Path) -> str:
+    """Every number and word of a checkpoint but for its settings, to the last digit."""
+    state = read_checkpoint(folder / CHECKPOINT)
+    del state["config"]
+    return json.dumps(state, default=torch.Tensor.tolist)
 
 
 def test_it_learns(text: Path) -> None:
@@ -73,21 +55,11 @@ def test_resume_is_bit_exact(text: Path, tmp_path: Path, preset: str) -> None:
     load_checkpoint(second, folders[1] / CHECKPOINT)
     assert second.step == 10 and len(second.history.train) == 10
     assert train(second, folders[1])
-    assert assert_equal_bit_for_bit(*(folder / CHECKPOINT for folder in folders[:2])) > 60
+    assert content(folders[0]) == content(folders[1]) and len(content(folders[0])) > 50_000
     saved = read_checkpoint(folders[1] / CHECKPOINT)
     assert len(saved["history"]["valid"]) == 4 and LabConfig.from_dict(saved["config"]) == second.config
     assert train(start(text, train={"steps": 20, "eval_every": 5, "seed": 1}, **sections), folders[2])
-    with pytest.raises(AssertionError):  # the comparison can fail
-        assert_equal_bit_for_bit(folders[0] / CHECKPOINT, folders[2] / CHECKPOINT)
-
-
-def test_dropout_is_a_function_of_seed_and_step(text: Path) -> None:
-    runs = [start(text, model={"dropout": 0.5}, train={"seed": seed}) for seed in (0, 0, 1)]
-    for k, run in enumerate(runs):
-        torch.manual_seed(k)
-        run.advance()
-    losses = [run.history.train[0] for run in runs]
-    assert losses[0] == losses[1] != losses[2]
+    assert content(folders[0]) != content(folders[2])  # the comparison can fail
 
 
 def test_checkpoints_and_evaluations_come_when_due(text: Path, tmp_path: Path) -> None:
@@ -152,15 +124,8 @@ def test_checkpoint_of_another_setup_is_refused(
     assert run.step == 0 and all(torch.equal(before[name], value) for name, value in run.model.state_dict().items())
 
 
-def test_more_steps_and_other_intervals_may_resume(text: Path, tmp_path: Path) -> None:
-    train(start(text), tmp_path)
-    run = start(text, train={"steps": 9, "eval_every": 1, "checkpoint_every": 0})
-    load_checkpoint(run, tmp_path / CHECKPOINT)
-    assert run.step == 6
-
-
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("found", "says"),
     [
         (None, "there is no checkpoint at"),
         (b"", "is not a readable checkpoint"),
@@ -170,15 +135,15 @@ def test_more_steps_and_other_intervals_may_resume(text: Path, tmp_path: Path) -
         ({"format": Corpus}, "is not a readable checkpoint"),  # a class is a pickled import: code never runs
     ],
 )
-def test_unusable_checkpoint_is_refused(text: Path, tmp_path: Path, content: Any, says: str) -> None:
+def test_unusable_checkpoint_is_refused(text: Path, tmp_path: Path, found: Any, says: str) -> None:
     path = tmp_path / CHECKPOINT
-    if isinstance(content, dict):
-        torch.save(content, path)
-    elif content == "half of one":
+    if isinstance(found, dict):
+        torch.save(found, path)
+    elif found == "half of one":
         save_checkpoint(start(text), path)
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    elif content is not None:
-        path.write_bytes(content)
+    elif found is not None:
+        path.write_bytes(found)
     with pytest.raises(CheckpointError, match=says):
         load_checkpoint(start(text), path)
 
@@ -212,18 +177,6 @@ def test_full_disk_keeps_the_previous_checkpoint(text: Path, tmp_path: Path) -> 
     assert resumed.step == 3
     assert train(resumed, tmp_path)
     assert torch.equal(resumed.model.token.weight, run.model.token.weight)
-
-
-def test_a_first_checkpoint_that_fails_has_none_before_it(
-    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*args: object, **kwargs: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", full)
-    says = r"step 3 to .*: No space left on device; there is none before it"
-    with pytest.raises(CheckpointNotWrittenError, match=says):
-        train(start(text), tmp_path)
 
 
 def test_divergence_stops_before_the_weights_are_spoilt(text: Path, tmp_path: Path) -> None:
