@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hyperconn import HyperConnection, HyperConnectionConfig
+from hyperconn.coefficients import fused_spec
 from hyperconn.kernels.fused.coefficients import CoefficientSpec, coefficients_backward, coefficients_forward
 from hyperconn.kernels.fused.constrain import constrain_backward, constrain_forward
 from hyperconn.kernels.fused.launch import Launch, recording
@@ -86,7 +87,7 @@ def spec_of(manifold: str, options: dict[str, Any], n: int) -> tuple[HyperConnec
     """A layer, and what its coefficient step is compiled for."""
     config = HyperConnectionConfig(streams=n, manifold=manifold, manifold_options=options)
     layer = HyperConnection(nn.Identity(), CHANNELS, config, layer_index=0, device="meta")
-    spec = layer.fused_spec
+    spec = fused_spec(layer.spec)
     if spec is None:
         raise ValueError(f"{layer.manifold!r} has no device pair: leave it out of CONSTRAINTS, or lower its largest n")
     return layer, spec

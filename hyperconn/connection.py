@@ -340,9 +340,8 @@ class HyperConnection(CheckpointNote):
             else:
                 y = y.reshape(-1, self.dim) if self.spec.expand.whole else y.reshape(streams.shape)
                 written = write_streams(streams, H, post, y)
-        out: Tensor | DelayedStreams = entered.batched(written).to(entered.dtype)
-        if carried is not None:
-            out = DelayedStreams(out, entered.batched(carried))
+        batched = entered.batched(written).to(entered.dtype)
+        out = batched if carried is None else DelayedStreams(batched, entered.batched(carried))
         return out if into is None else Handover(into, into.spec, into._enter(out))
 
     def _continues(self, entered: Entered, carried: Tensor | None) -> bool:

@@ -29,7 +29,7 @@ from hyperconn.testing import (
     predictor_laws,
 )
 from hyperconn.testing.__main__ import main
-from hyperconn.testing.case import grid
+from hyperconn.testing.cases import grid
 from hyperconn.testing.certificate import BEGIN, block, put
 from hyperconn.testing.subjects import choose
 from source_tree import ROOT

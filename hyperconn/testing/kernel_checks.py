@@ -207,9 +207,9 @@ def _backward(subject: Map, theta: Tensor, dH: Tensor) -> Tensor:
     pair = cast(DevicePair, subject.kernel)
     with _poisoned():
         if isinstance(subject, Gate):
-            *tensors, spec = _as_raw(subject, theta)
+            raw, base, scale, spec = _as_raw(subject, theta)
             rest = theta.new_zeros(theta.shape[0], subject.n), theta.new_zeros(theta.shape[0], subject.n, subject.n)
-            return coefficients_backward(*tensors, dH, *rest, spec)[0][:, : subject.num_coordinates]
+            return coefficients_backward(raw, base, scale, dH, *rest, spec)[0][:, : subject.num_coordinates]
         return constrain.constrain_backward(theta, dH, pair, subject.n)
 
 
