@@ -29,6 +29,7 @@ MANIFOLDS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 # Their constraint does not hold to rounding, or there is none: shown, but without bars.
 ITERATIVE = ("birkhoff", "unconstrained")
+EXACT = tuple(name for name in MANIFOLDS if name not in ITERATIVE)
 Branch = Callable[[int, torch.device, torch.dtype], nn.Module]
 Map = Callable[[Tensor], Tensor]
 
