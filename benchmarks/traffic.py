@@ -14,7 +14,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 from unittest import mock
@@ -45,34 +45,29 @@ class Traffic(TorchDispatchMode):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.tokens, self.channels = shape.tokens, shape.channels
-        if self.tokens <= shape.streams * (shape.streams + 2) or any(self.tokens % k == 0 for k in range(2, 9)):
-            raise ValueError(f"more tokens than coordinates and no small factor tell what grows with them: {shape}")
+        if self.tokens <= shape.streams * (shape.streams + 2) or any(
+            self.tokens % k == 0 for k in range(2, self.tokens)
+        ):
+            raise ValueError(
+                f"a prime of tokens above the {shape.streams}·(n + 2) coordinates tells roles, got {shape}"
+            )
         self.bytes: Counter[tuple[str, str, str]] = Counter()
         self.tensors: list[Tensor] = []  # of the kernel that runs
 
-    def total(self, *labels: str) -> int:
-        """Bytes of all that has these labels."""
-        return sum(count for key, count in self.bytes.items() if {*labels} <= {*key})
-
-    def charge(self, by: str, tensor: Tensor, numbers: int, *done: str) -> None:
-        """So many numbers of a tensor are read, written or both."""
+    def charge(self, by: str, tensor: Tensor, numbers: int, done: str) -> None:
+        """So many numbers of a tensor are read or written."""
         role = "coefficients" if tensor.numel() % (self.tokens * self.channels) else "streams"
-        for what in done:
-            self.bytes[by, "weights" if tensor.numel() % self.tokens else role, what] += numbers * tensor.itemsize
+        self.bytes[by, "weights" if tensor.numel() % self.tokens else role, done] += numbers * tensor.itemsize
 
-    def instruction(self, pointers: Any, mask: Any, *done: str) -> None:
+    def instruction(self, pointers: Any, mask: Any, done: str) -> None:
         """A kernel touches what these pointers point at."""
         # A mask may be of integers, which would index instead of select.
-        addresses = (
-            pointers.data
-            if mask is None
-            else pointers.data[np.broadcast_to(mask.data.astype(bool), pointers.data.shape)]
-        )
-        addresses = np.unique(addresses)
+        chosen = True if mask is None else mask.data.astype(bool)
+        addresses = np.unique(pointers.data[np.broadcast_to(chosen, pointers.data.shape)])
         for tensor in self.tensors:
             start = tensor.data_ptr()
             inside = (addresses >= start) & (addresses < start + _extent(tensor))
-            self.charge("kernel", tensor, int(inside.sum()), *done)
+            self.charge("kernel", tensor, int(inside.sum()), done)
             addresses = addresses[~inside]
         if addresses.size:
             raise RuntimeError(f"a kernel touches {addresses.size} addresses outside of its tensors: a mask is wrong")
@@ -98,6 +93,11 @@ class Traffic(TorchDispatchMode):
         return out
 
 
+def total(count: Counter[tuple[str, str, str]], *labels: str) -> int:
+    """Bytes of all that has these labels."""
+    return sum(value for key, value in count.items() if {*labels} <= {*key})
+
+
 def _extent(tensor: Tensor) -> int:
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return (last + 1) * tensor.itemsize if tensor.numel() else 0
@@ -116,21 +116,24 @@ def counted(traffic: Traffic) -> Iterator[None]:
         call(self, *args, **kwargs)
         traffic.tensors = []
 
-    def counting(name: str, pointer: int, mask: int, *done: str) -> Any:
+    def counting(name: str, pointer: int, mask: int, done: str) -> Any:
         original = getattr(builder, name)
 
         def instruction(*args: Any) -> Any:
-            traffic.instruction(args[pointer], args[mask], *done)
+            traffic.instruction(args[pointer], args[mask], done)
             return original(*args)
 
         return mock.patch.object(builder, name, instruction)
 
-    with ExitStack() as stack:  # plain loads and stores, and those of descriptors, end in the masked ones
-        stack.enter_context(mock.patch.object(executor, "__call__", launch))
-        stack.enter_context(counting("create_masked_load", 0, 1, "read"))
-        stack.enter_context(counting("create_masked_store", 0, 2, "written"))
-        stack.enter_context(counting("create_atomic_rmw", 1, 3, "read", "written"))
-        stack.enter_context(traffic)
+    # Plain loads and stores, and those of descriptors, end in the masked ones.
+    with (
+        mock.patch.object(executor, "__call__", launch),
+        counting("create_masked_load", 0, 1, "read"),
+        counting("create_masked_store", 0, 2, "written"),
+        counting("create_atomic_rmw", 1, 3, "read"),
+        counting("create_atomic_rmw", 1, 3, "written"),
+        traffic,
+    ):
         yield
 
 
@@ -140,7 +143,7 @@ TORCH = layer_contender("birkhoff", backend="torch", branch=no_branch, label="to
 LIGER = liger_contender(no_branch)
 # The most that the streams may take at n = 4, forward and backward.
 BARS = {SINGLE: (18.5, 29.0), STACK: (14.5, 29.0), TORCH: (None, None), LIGER: (None, None)}
-ROW = "{:<34}{:<10}{:>9}{:>10}{:>8}{:>14}{:>9}  {}"
+LABELS = (("streams",), ("streams", "torch"), ("coefficients",), ("weights", "read"), ("weights", "written"))
 
 
 @cache
@@ -157,21 +160,19 @@ def measure(contender: Contender, shape: Shape) -> tuple[Traffic, Traffic]:
 
 def report(shape: Shape, contenders: Sequence[Contender] = tuple(BARS)) -> Iterator[tuple[list[float], Bar | None]]:
     """Print the table of a shape; the figures of every row, and the bar that applies."""
-    print(f"\n{shape}\n{ROW.format('', '', 'streams', 'by torch', 'coeff.', 'weights read', 'written', 'bar')}")
+    print(f"\n{shape}\n{'':<44}" + "".join(f"{' '.join(label):>20}" for label in LABELS))
     unit = shape.tokens * shape.channels * shape.dtype.itemsize
-    labels = (("streams",), ("streams", "torch"), ("coefficients",), ("weights", "read"), ("weights", "written"))
     for contender in contenders:
-        passes = measure(contender, shape)
         for k, direction in enumerate(("forward", "backward")):
-            figures = [passes[k].total(*label) / unit for label in labels]
+            moved = measure(contender, shape)[k].bytes.copy()
             if contender is STACK:  # what one more sublayer costs: the first has nobody who hands over to it
-                alone = measure(SINGLE, shape)[k]
-                figures = [all - alone.total(*label) / unit for all, label in zip(figures, labels, strict=True)]
+                moved.subtract(measure(SINGLE, shape)[k].bytes)
+            figures = [total(moved, *label) / unit for label in LABELS]
             most = BARS[contender][k] if shape.streams == 4 else None
             text = f"{contender.name}, {shape}: {direction} moves {figures[0]:.2f} C a token, at most {most}"
             bar = None if most is None else Bar(text, figures[0] <= most)
-            verdict = "" if bar is None else f"<= {most}  {'ok' if bar.held else 'MISSED'}"
-            print(ROW.format(contender.name, direction, *(f"{value:.2f}" for value in figures), verdict), flush=True)
+            cells = "".join(f"{value:>20.2f}" for value in figures)
+            print(f"{contender.name:<34}{direction:<10}{cells}{'' if bar is None else f'  {bar}'[:6]}", flush=True)
             yield figures, bar
 
 
