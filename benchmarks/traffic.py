@@ -9,7 +9,6 @@ itself included. An output or gradient that differs from its formula in float64 
 from __future__ import annotations
 
 import inspect
-import os
 import sys
 import warnings
 from collections import Counter
@@ -18,9 +17,6 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 from unittest import mock
-
-if __name__ == "__main__":
-    os.environ["TRITON_INTERPRET"] = "1"  # has to be said before triton is imported
 
 import numpy as np
 import torch
@@ -44,23 +40,17 @@ class Traffic(TorchDispatchMode):
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.tokens, self.channels = shape.tokens, shape.channels
-        if self.tokens <= shape.streams * (shape.streams + 2) or any(
-            self.tokens % k == 0 for k in range(2, self.tokens)
-        ):
-            raise ValueError(
-                f"a prime of tokens above the {shape.streams}·(n + 2) coordinates tells roles, got {shape}"
-            )
+        T, n, self.tokens, self.channels = shape.tokens, shape.streams, shape.tokens, shape.channels
+        if n * (n + 2) >= T or not all(T % k for k in range(2, T)):
+            raise ValueError(f"only a prime of tokens above n(n + 2) tells what grows with them, got {shape}")
         self.bytes: Counter[tuple[str, str, str]] = Counter()
         self.tensors: list[Tensor] = []  # of the kernel that runs
 
     def charge(self, by: str, tensor: Tensor, numbers: int, done: str) -> None:
-        """So many numbers of a tensor are read or written."""
         role = "coefficients" if tensor.numel() % (self.tokens * self.channels) else "streams"
         self.bytes[by, "weights" if tensor.numel() % self.tokens else role, done] += numbers * tensor.itemsize
 
     def instruction(self, pointers: Any, mask: Any, done: str) -> None:
-        """A kernel touches what these pointers point at."""
         # A mask may be of integers, which would index instead of select.
         chosen = True if mask is None else mask.data.astype(bool)
         addresses = np.unique(pointers.data[np.broadcast_to(chosen, pointers.data.shape)])
@@ -158,9 +148,8 @@ def measure(contender: Contender, shape: Shape) -> tuple[Traffic, Traffic]:
     return forward, backward
 
 
-def report(shape: Shape, contenders: Sequence[Contender] = tuple(BARS)) -> Iterator[tuple[list[float], Bar | None]]:
-    """Print the table of a shape; the figures of every row, and the bar that applies."""
-    print(f"\n{shape}\n{'':<44}" + "".join(f"{' '.join(label):>20}" for label in LABELS))
+def report(shape: Shape, contenders: Sequence[Contender] = tuple(BARS)) -> Iterator[tuple[list[float], Bar]]:
+    """For each pass the figures in the order of LABELS, and the row of the table, with the bar on the streams."""
     unit = shape.tokens * shape.channels * shape.dtype.itemsize
     for contender in contenders:
         for k, direction in enumerate(("forward", "backward")):
@@ -169,20 +158,12 @@ def report(shape: Shape, contenders: Sequence[Contender] = tuple(BARS)) -> Itera
                 moved.subtract(measure(SINGLE, shape)[k].bytes)
             figures = [total(moved, *label) / unit for label in LABELS]
             most = BARS[contender][k] if shape.streams == 4 else None
-            text = f"{contender.name}, {shape}: {direction} moves {figures[0]:.2f} C a token, at most {most}"
-            bar = None if most is None else Bar(text, figures[0] <= most)
-            cells = "".join(f"{value:>20.2f}" for value in figures)
-            print(f"{contender.name:<34}{direction:<10}{cells}{'' if bar is None else f'  {bar}'[:6]}", flush=True)
-            yield figures, bar
-
-
-def main() -> int:
-    """Print the tables; exit status 1 if a bar is missed."""
-    narrow = [contender for contender in BARS if contender is not LIGER]  # its tl.dot is wrong in the interpreter
-    rows = [*report(Shape((31,), 4, 512)), *report(Shape((31,), 4, 1024, torch.bfloat16), narrow)]
-    return judge([bar for _, bar in rows if bar is not None])
+            cells = ", ".join(f"{' '.join(label)} {value:.2f}" for label, value in zip(LABELS, figures, strict=True))
+            text = f"{contender.name}, {shape}, {direction}: {cells}" + (f"; streams <= {most}" if most else "")
+            yield figures, Bar(text, figures[0] <= most if most else None)
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    sys.exit(main())
+    narrow = [contender for contender in BARS if contender is not LIGER]  # its tl.dot is wrong in the interpreter
+    rows = [*report(Shape((31,), 4, 512)), *report(Shape((31,), 4, 1024, torch.bfloat16), narrow)]
+    sys.exit(judge([bar for _, bar in rows]))
