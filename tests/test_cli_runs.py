@@ -19,7 +19,7 @@ from cli_cases import refused, run, words, write_config
 from hyperconn.cli import compare as cli_compare
 from hyperconn.lab import Contestant, Corpus, LabConfig
 from hyperconn.lab.checkpoint import read_checkpoint
-from hyperconn.lab.train import CHECKPOINT
+from hyperconn.lab.training import CHECKPOINT
 
 
 @pytest.fixture
