@@ -19,7 +19,7 @@ from cli_cases import refused, run, words, write_config
 from hyperconn.cli import compare as cli_compare
 from hyperconn.lab import Contestant, Corpus, LabConfig
 from hyperconn.lab.checkpoint import read_checkpoint
-from hyperconn.lab.train import CHECKPOINT
+from hyperconn.lab.training import CHECKPOINT
 
 
 @pytest.fixture
@@ -80,7 +80,8 @@ def test_checkpoints_are_not_overwritten_or_taken_for_others(config: Path, tmp_p
     run("train", config, "--out", tmp_path / "run")
     assert "exists; go on from it with --resume" in refused("train", config, "--out", tmp_path / "run")
     other = tmp_path / "other.toml"
-    other.write_text(config.read_text().replace('"kromhc"', '"shc"'))
+    data = json.dumps(str(tmp_path / "text.txt"))
+    other.write_text(f'data.path = {data}\nhyper_connection.preset = "shc"\nmodel = {{channels = 8, heads = 2}}\n')
     message = refused("train", other, "--out", tmp_path / "run", "--resume")
     assert "Kronecker(n=4" in message and "SpectralSphere(n=4" in message
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from fuzz_cases import DEEP, KEYS, attempt, data, keys, objects, text
 from hyperconn import HyperConnectionConfig
 from hyperconn.files import MAX_BYTES, read_table
-from hyperconn.lab.config import LabConfig
+from hyperconn.lab.settings import LabConfig
 from hyperconn.manifolds.core.plain_data import Options
 
 FIELDS = [field.name for field in dataclasses.fields(HyperConnectionConfig)]

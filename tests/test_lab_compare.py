@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hyperconn import HyperConnection, HyperConnectionConfig
 from hyperconn.lab import GPT, Contestant, LabConfig, ModelConfig, Run, contestants, train_side_by_side
-from hyperconn.lab.compare import DEFAULT_PRESETS
+from hyperconn.lab.contest import DEFAULT_PRESETS
 from hyperconn.lab.measure import measure_matrices
 from hyperconn.lab.plots import draw_plots
 from hyperconn.lab.report import COLUMNS, number, plain_data, table, write_report

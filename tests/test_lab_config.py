@@ -10,7 +10,7 @@ import pytest
 
 from hyperconn import HyperConnectionConfig
 from hyperconn.lab import LabConfig
-from hyperconn.lab.config import hyper_connection
+from hyperconn.lab.settings import hyper_connection
 from source_tree import ROOT
 
 CONFIGS = [*sorted((ROOT / "docs" / "configs").iterdir()), ROOT / "hyperconn" / "lab" / "demo.toml"]

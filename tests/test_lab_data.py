@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from hyperconn.lab import Corpus, load_corpus
-from hyperconn.lab.config import DataConfig
 from hyperconn.lab.data import step_seed, training_batch, validation_windows
+from hyperconn.lab.settings import DataConfig
 
 
 def load(path: Path | None, max_bytes: int = 100_000, held_out: float = 0.2, context: int = 8) -> Corpus:

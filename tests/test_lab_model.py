@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hyperconn import HyperConnection, HyperConnectionConfig, HyperConnectionHead
 from hyperconn.lab import GPT, ModelConfig
-from hyperconn.lab.compare import DEFAULT_PRESETS
+from hyperconn.lab.contest import DEFAULT_PRESETS
 
 SIZES = ModelConfig(blocks=2, channels=16, heads=2, context=12)
 KINDS: dict[str, HyperConnectionConfig | None] = {"plain": None} | {

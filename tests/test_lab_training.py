@@ -13,7 +13,7 @@ import torch
 from hyperconn.lab import Corpus, LabConfig, train
 from hyperconn.lab.checkpoint import CheckpointError, load_checkpoint, read_checkpoint, save_checkpoint
 from hyperconn.lab.run import DivergedError
-from hyperconn.lab.train import CHECKPOINT, CheckpointNotWrittenError
+from hyperconn.lab.training import CHECKPOINT, CheckpointNotWrittenError
 from lab_cases import start, write_text
 
 

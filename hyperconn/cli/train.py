@@ -13,8 +13,8 @@ from hyperconn.cli.run_options import Data, Seed, Steps, Threads, training_progr
 from hyperconn.lab import LabConfig, Run, load_corpus
 from hyperconn.lab.checkpoint import load_checkpoint
 from hyperconn.lab.run import DivergedError
-from hyperconn.lab.train import CHECKPOINT, CheckpointNotWrittenError
-from hyperconn.lab.train import train as run_to_the_end
+from hyperconn.lab.training import CHECKPOINT, CheckpointNotWrittenError
+from hyperconn.lab.training import train as run_to_the_end
 
 
 def train(

@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from hyperconn import HyperConnectionConfig
-from hyperconn.cli.console import BAD_INPUT, bad_input, fail, output, say
 from hyperconn.cli.blame import blaming_plugins, shown_instance
+from hyperconn.cli.console import BAD_INPUT, bad_input, fail, output, say
 from hyperconn.gates import GATES, Gate
 from hyperconn.lab.report import kind_of
 from hyperconn.manifolds import Manifold, PluginError
