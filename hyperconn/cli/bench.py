@@ -15,10 +15,6 @@ from hyperconn import HyperConnection, HyperConnectionConfig, expand_streams, ma
 from hyperconn.backends import BackendUnavailableError, choose_backend
 from hyperconn.cli.blame import blaming_plugins
 from hyperconn.cli.console import BAD_INPUT, bad_input, fail, output, say
-<<<<<<< HEAD
-from hyperconn.cli.blame import blaming_plugins
-=======
->>>>>>> h4
 from hyperconn.coefficients import unfused_part
 from hyperconn.manifolds import PluginError
 from hyperconn.timing import interleaved, ratios
