@@ -212,7 +212,7 @@ def test_state_dicts_fit_either_backend() -> None:
 @pytest.mark.parametrize(
     ("options", "reason"),
     (
-        ({"preset": "fc"}, "fractions.*no kernels"),
+        ({"preset": "fc"}, "reads with \\[4, 4\\] weights.*no kernels"),
         ({"manifold": "birkhoff", "n": 17}, "up to 16 streams, the config says 17"),
     ),
 )
