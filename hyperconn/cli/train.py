@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from hyperconn.cli.console import FAILED, INTERRUPTED, bad_input, fail, say
-from hyperconn.cli.options import Data, Seed, Steps, Threads, training_progress, with_options
+from hyperconn.cli.run_options import Data, Seed, Steps, Threads, training_progress, with_options
 from hyperconn.lab import LabConfig, Run, load_corpus
 from hyperconn.lab.checkpoint import load_checkpoint
 from hyperconn.lab.run import DivergedError
