@@ -63,6 +63,7 @@ PAIRS: tuple[Map, ...] = (
     *(Stiefel(n=n) for n in (1, 2, 3, 4, 8)),
     Stiefel(n=5, method="iterative", alpha=0.7, steps=7),
     *(Stiefel(n=n, generator="full") for n in (3, 4)),
+    Stiefel(n=3, generator="full", method="iterative"),
     *(SpectralSphere(n=n) for n in (1, 2, 3, 4, 5)),
     SpectralSphere(n=4, gamma=1.7),
     SpectralSphere(n=5, isometric=True, gamma=0.3),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-import traceback
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 from hyperconn import HyperConnection, HyperConnectionConfig, UnknownNameError, gates, manifolds, predictors
-from hyperconn.manifolds import PluginError, Provider
+from hyperconn.manifolds import PluginError, PluginVersionWarning, Provider, constrain
 from hyperconn.manifolds.registry import MANIFOLDS
 from hyperconn.manifolds.registry.plugins import installed
-from plugin_cases import Install, shape_class
+from plugin_cases import Install, forget, reinstall, saved_and_read, shape_class
 
 BUILT_IN = manifolds.available()
 EXTRA = Provider("extra", "1.0")
@@ -171,18 +171,8 @@ def test_conflicts_name_everyone(install: Install, monkeypatch: pytest.MonkeyPat
 
 # ------------------------------------------------------------------------------------------------- broken ones
 
-ABSTRACT = """
-from hyperconn.manifolds import Manifold
-class Tilt(Manifold):
-    name = "tilt"
-    exact = True
-"""
-FIELDS = """
-from hyperconn.manifolds import Stiefel
-class Tilt(Stiefel):
-    name = "tilt"
-    angle: float = 1.0
-"""
+ABSTRACT = "from hyperconn.manifolds import Manifold\nclass Tilt(Manifold):\n    name = 'tilt'\n    exact = True"
+FIELDS = "from hyperconn.manifolds import Stiefel\nclass Tilt(Stiefel):\n    angle: float = 1.0"
 BROKEN = {
     "import": (
         "import a_module_that_is_not_there",
@@ -192,7 +182,6 @@ BROKEN = {
     "exit": ("raise SystemExit(0)", "SystemExit: 0"),
     "own kind": ("class Mine(BaseException): pass\nraise Mine('whatever')", "Mine: whatever"),
     "nothing there": ("", "AttributeError: module 'extra_tilt' has no attribute 'Tilt'"),
-    "function": ("def Tilt(n): pass", "takes a subclass of Manifold, got <function Tilt"),
     "other class": ("class Tilt: pass", "takes a subclass of Manifold, got <class"),
     "other kind": (shape_class(base="gates:Softmax"), "takes a subclass of Manifold, got <class"),
     "abstract": (ABSTRACT, "is incomplete, it has to define: forward, identity_coordinates, invariants, num_coord"),
@@ -221,13 +210,6 @@ def test_a_broken_plugin_fails_alone(install: Install, source: str, reason: str)
         assert caught.value.__cause__ is not None and isinstance(caught.value, ValueError)
         assert not isinstance(caught.value, KeyError)  # whoever catches an unknown name does not catch this
     assert manifolds.get("lean").name == "lean" and "tilt" in manifolds.available()
-
-
-def test_the_traceback_shows_the_plugins_line(install: Install) -> None:
-    install(entries=TILT, extra_tilt="x = 1\ny = 1 / 0\n")
-    with pytest.raises(PluginError) as caught:
-        manifolds.get("tilt")
-    assert 'extra_tilt.py", line 2' in "".join(traceback.format_exception(caught.value))
 
 
 def test_control_c_is_not_a_broken_plugin(install: Install) -> None:
@@ -286,3 +268,121 @@ def test_providers(install: Install) -> None:
     install(entries=TILT, extra_tilt=shape_class())
     by_hand = __import__("extra_tilt").Tilt
     assert manifolds.provider(by_hand) == manifolds.provider("tilt") == EXTRA and manifolds.get("tilt") is by_hand
+
+
+# ------------------------------------------------------------------------------------------------- on record
+
+FACTORS = [{"manifold": "tilt", "n": 2}, 2]
+
+
+def config_with_plugin(nested: bool) -> HyperConnectionConfig:
+    if nested:
+        return HyperConnectionConfig(manifold="kronecker", manifold_options={"factors": FACTORS})
+    return HyperConnectionConfig(manifold="tilt")
+
+
+def layers(nested: bool = False) -> nn.Module:
+    return nn.ModuleList(HyperConnection(None, dim=8, config=config_with_plugin(nested)) for _ in range(3))
+
+
+MODULES = {
+    "layers": layers,
+    "a factor": lambda: layers(True),
+    "a parameter": lambda: constrain(nn.Linear(4, 4), "weight", "tilt"),
+}
+every_module = pytest.mark.parametrize("build", MODULES.values(), ids=MODULES)
+changes = pytest.mark.parametrize(("name", "version"), [("extra", "2.0"), ("fork-of-extra", "1.0")])
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["itself", "a factor"])
+@changes
+def test_a_config_knows_its_plugins(extra: Path, nested: bool, name: str, version: str) -> None:
+    config = config_with_plugin(nested)
+    table = config.to_dict()
+    assert table["plugins"] == {"tilt": {"distribution": "extra", "version": "1.0"}}
+    assert HyperConnectionConfig.from_dict(table) == config
+    reinstall(extra, name, version)
+    message = rf"'tilt' of extra 1.0; here it is that of {name} {version}, .*pip install 'extra==1.0'"
+    with pytest.warns(PluginVersionWarning, match=message) as caught:
+        assert HyperConnectionConfig.from_dict(table) == config
+    assert len(caught) == 1
+    other = {**table, "manifold": "stiefel", "manifold_options": {}}  # which needs the record no longer
+    assert "plugins" not in HyperConnectionConfig.from_dict(other).to_dict()
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_missing_plugin_comes_with_the_command_that_installs_it(
+    extra: Path, nested: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = config_with_plugin(nested).to_dict()
+    forget()
+    monkeypatch.setenv("HYPERCONN_PLUGINS", "")
+    with pytest.raises(UnknownNameError, match="HYPERCONN_PLUGINS does not allow"):
+        HyperConnectionConfig.from_dict(table)
+    (extra / "entry_points.txt").unlink()
+    with pytest.raises(UnknownNameError, match=r"'tilt' of extra 1.0, .*pip install 'extra==1.0'$"):
+        HyperConnectionConfig.from_dict(table)
+
+
+@pytest.mark.parametrize("config", [HyperConnectionConfig(), HyperConnectionConfig.preset("kromhc")], ids=repr)
+def test_nothing_is_recorded_of_built_ins(extra: Path, config: HyperConnectionConfig) -> None:
+    assert "plugins" not in config.to_dict()
+    for module in (HyperConnection(None, 8, config), constrain(nn.Linear(4, 4), "weight", "stiefel")):
+        assert not any("hyperconn_plugins" in note for note in saved_and_read(module)._metadata.values())
+
+
+@pytest.mark.parametrize("line", ["Version: 1.0; touch owned\n", "Version: 1.0 (beta)\n"])
+def test_a_version_that_cannot_be_asked_for_is_not_recorded(extra: Path, line: str) -> None:
+    (extra / "METADATA").write_text(f"Metadata-Version: 2.1\nName: extra\n{line}", encoding="utf-8")
+    config = config_with_plugin(False)
+    assert HyperConnectionConfig.from_dict(config.to_dict()) == config and "plugins" not in config.to_dict()
+
+
+GOOD = {"distribution": "extra", "version": "1.0"}
+MALFORMED: list[Any] = [
+    3,
+    [],
+    {"tilt": "extra==1.0"},
+    {"tilt": {}},
+    {"tilt": {**GOOD, "more": 1}},
+    {"tilt": {**GOOD, "version": "1.0'; rm -rf '"}},
+    {"tilt": {**GOOD, "distribution": "https://example.org/x"}},
+    {"part:tilt": GOOD},
+    {3: GOOD},
+]
+
+
+@pytest.mark.parametrize("records", MALFORMED, ids=repr)
+def test_malformed_records(records: Any) -> None:
+    with pytest.raises(ValueError, match=r"^the hyper-connection config: .*plugin.* must be a table of"):
+        HyperConnectionConfig.from_dict({"plugins": records})
+    block = HyperConnection(None, dim=8, config=HyperConnectionConfig(4))
+    state = block.state_dict()
+    state._metadata[""]["hyperconn_plugins"] = records  # type: ignore[attr-defined]
+    with pytest.raises(RuntimeError, match=r"the checkpoint: .*plugin.* must be a table of"):
+        block.load_state_dict(state)
+
+
+@every_module
+@changes
+def test_checkpoints_know_their_plugins(extra: Path, build: Any, name: str, version: str) -> None:
+    module = build()
+    state = saved_and_read(module)
+    assert [note["hyperconn_plugins"] for note in state._metadata.values() if "hyperconn_plugins" in note]
+    build().load_state_dict(state)
+    reinstall(extra, name, version)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        module.load_state_dict(state)
+    (warning,) = caught  # one for all layers
+    assert warning.category is PluginVersionWarning and f"{name} {version}" in str(warning.message)
+
+
+@every_module
+def test_checkpoints_of_a_missing_plugin(extra: Path, build: Any) -> None:
+    module = build()
+    state = saved_and_read(module)
+    (extra / "entry_points.txt").unlink()
+    forget()
+    with pytest.raises(RuntimeError, match=r"pip install 'extra==1.0'"):
+        module.load_state_dict(state)
