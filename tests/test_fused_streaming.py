@@ -157,7 +157,7 @@ MODULES = ("project", "read", "write", "write_backward", "mixing_backward", "pro
 def narrow(monkeypatch: pytest.MonkeyPatch, programs: int) -> None:
     """Tiles of 16 channels, and as many splits as make about so many programs, however little each has to do."""
     monkeypatch.setattr("hyperconn.kernels.fused.tuning._ENOUGH_PROGRAMS", programs)
-    modules = [importlib.import_module(f"hyperconn.kernels.fused.{name}") for name in MODULES]
+    modules = [importlib.import_module(f"hyperconn.kernels.fused.passes.{name}") for name in MODULES]
     small: dict[str, Any] = {
         "channel_tile": lambda C, widest: 16,
         "splits": lambda tiles, length, step, **least: splits(tiles, length, step),
