@@ -32,7 +32,7 @@ from hyperconn.manifolds.core.map import Map
 from hyperconn.testing.case import Case
 from hyperconn.testing.expressions import expression
 from hyperconn.testing.law import SCALES
-from hyperconn.testing.laws.tools import gradient_of, is_constant
+from hyperconn.testing.law_tools import gradient_of, is_constant
 
 # Float64 exists in the interpreter alone; there a wrong term cannot hide behind rounding.
 LIMITS = {torch.float64: 1e-10, torch.float32: 2e-5}
