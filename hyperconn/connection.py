@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from types import EllipsisType
 from typing import Any
 
 import torch
@@ -89,7 +88,7 @@ class HyperConnection(CheckpointNote):
         self.branch = branch
         self.post_gain = self.config.post_gain
         # Not known yet. A functools.cached_property has a lock in older Pythons, which torch.compile does not take.
-        self._fused_arguments: tuple[Any, ...] | EllipsisType | None = ...
+        self._fused_arguments: Any = ...
         # Called with the coefficients of every read; see hyperconn.diagnostics.
         self.observers: list[Callable[[Coefficients], None]] = []
         shapes = self.spec.predictor.parameters(self.spec.layout)
@@ -258,9 +257,11 @@ class HyperConnection(CheckpointNote):
         """What the fused coefficient step has to know of this layer; None if one of its parts has no device pair."""
         if self._fused_arguments is ...:
             self._fused_arguments = self._make_fused_arguments()
-        return self._fused_arguments
+        arguments: tuple[Any, ...] | None = self._fused_arguments
+        return arguments
 
-    @torch.compiler.assume_constant_result  # a compiler must not look into parts and pairs, which anybody may write
+    # A compiler must not look into parts and pairs, which anybody may write.
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
     def _make_fused_arguments(self) -> tuple[Any, ...] | None:
         fused = fused_spec(self.spec)
         return None if fused is None else fused.arguments()
