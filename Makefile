@@ -75,7 +75,7 @@ bench-gpu: $(READY) ## prove every kernel on the GPU, time layers there, append 
 	$(BIN)/python benchmarks/gpu.py $(ARGS)
 
 bench-traffic: $(READY) ## bytes that a layer moves, counted in Triton's interpreter, and the bars they have to meet
-	$(BIN)/python benchmarks/traffic.py
+	TRITON_INTERPRET=1 $(BIN)/python benchmarks/traffic.py
 
 kernels-report: $(READY) ## compile every kernel for every GPU target, none needed: registers, shared memory, spills
 	$(BIN)/python benchmarks/kernels_report.py --workers $(WORKERS)

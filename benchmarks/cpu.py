@@ -23,12 +23,11 @@ import torch
 from bars import Bar, judge
 from harness import Contender, Refused, Shape, Verified, prepare
 from hyperconn.timing import interleaved, ratios
-from ours import ITERATIVE, MANIFOLDS, layer_contender, plain_contender, rms_norm_branch
+from ours import EXACT, MANIFOLDS, layer_contender, plain_contender, rms_norm_branch
 from peers import lucidrains_contender, transformers_contender
 
 SHAPE = Shape((4, 1024), streams=4, channels=768)
 CPU = torch.device("cpu")
-EXACT = [name for name in MANIFOLDS if name not in ITERATIVE]
 
 LARGEST_RATIO = 5.5  # times the plain residual sublayer, for every exact manifold
 FASTER_THAN_PEERS = 2.0

@@ -11,10 +11,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from hyperconn import HyperConnection, HyperConnectionConfig
-from hyperconn.kernels.fused.coefficients import CoefficientSpec, coefficients_backward, coefficients_forward
+from hyperconn import HyperConnectionConfig
+from hyperconn.coefficients import fused_spec
+from hyperconn.kernels.fused.coefficients import coefficients_backward, coefficients_forward
 from hyperconn.kernels.fused.constrain import constrain_backward, constrain_forward
 from hyperconn.kernels.fused.launch import Launch, recording
 from hyperconn.kernels.fused.passes.mixing_backward import mixing_backward
@@ -23,24 +24,28 @@ from hyperconn.kernels.fused.passes.project_backward import project_backward
 from hyperconn.kernels.fused.passes.read import read
 from hyperconn.kernels.fused.passes.write import write, write_project
 from hyperconn.kernels.fused.passes.write_backward import write_backward
+from hyperconn.spec import LayerSpec
 
 TOKENS, CHANNELS = 4096, 1024
 STREAM_COUNTS = (2, 3, 4, 8, 16)
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
-# Manifolds with a device pair, their options, and the largest n that has one.
-CONSTRAINTS: tuple[tuple[str, dict[str, Any], int], ...] = (
-    ("birkhoff", {}, 16),
-    ("birkhoff", {"finish": "round"}, 16),
-    ("birkhoff", {"gradient": "implicit"}, 16),
-    ("birkhoff", {"gradient": "implicit", "finish": "round"}, 16),
-    ("permutation", {}, 6),
-    ("kronecker", {}, 16),
-    ("stiefel", {}, 16),
-    ("spectral_sphere", {}, 16),
-    ("grassmann", {}, 16),
-    ("identity", {}, 16),
-    ("unconstrained", {}, 16),
+# What differs from the default config, and the largest n that has device pairs.
+CONSTRAINTS: tuple[tuple[dict[str, Any], int], ...] = (
+    ({"manifold": "birkhoff"}, 16),
+    ({"manifold": "birkhoff", "manifold_options": {"finish": "round"}}, 16),
+    ({"manifold": "birkhoff", "manifold_options": {"gradient": "implicit"}}, 16),
+    ({"manifold": "birkhoff", "manifold_options": {"gradient": "implicit", "finish": "round"}}, 16),
+    ({"manifold": "permutation"}, 6),
+    ({"manifold": "kronecker"}, 16),
+    ({"manifold": "stiefel"}, 16),
+    ({"manifold": "stiefel", "manifold_options": {"method": "iterative", "generator": "full"}}, 16),
+    ({"manifold": "spectral_sphere"}, 16),
+    ({"manifold": "grassmann"}, 16),
+    ({"manifold": "identity"}, 16),
+    ({"manifold": "unconstrained"}, 16),
+    ({"manifold": "identity", "pre_gate": "softmax", "post_gate": "linear"}, 16),
+    ({"manifold": "identity", "pre_gate": "row_softmax", "post_gate": "column_softmax"}, 16),
 )
 
 
@@ -70,11 +75,14 @@ class KernelCase:
 def kernel_cases() -> list[KernelCase]:
     """All of them: the coefficient step of every constraint, and the streaming kernels."""
     found = [KernelCase(name, partial(_streaming, call)) for name, call in _STREAMING.items()]
-    for manifold, options, largest_n in CONSTRAINTS:
-        name = " ".join([manifold, *map(str, options.values())])
+    for fields, largest_n in CONSTRAINTS:
+        words = (
+            str(word) for value in fields.values() for word in (value.values() if isinstance(value, dict) else [value])
+        )
+        name = " ".join(words)
         for step, call in _STEPS.items():
             # Coefficients are float32 whatever the streams are.
-            found.append(KernelCase(f"{step} {name}", partial(_step, call, manifold, options), ("fp32",), largest_n))
+            found.append(KernelCase(f"{step} {name}", partial(_step, call, fields), ("fp32",), largest_n))
     return found
 
 
@@ -82,32 +90,23 @@ def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def spec_of(manifold: str, options: dict[str, Any], n: int) -> tuple[HyperConnection, CoefficientSpec]:
-    """A layer, and what its coefficient step is compiled for."""
-    config = HyperConnectionConfig(streams=n, manifold=manifold, manifold_options=options)
-    layer = HyperConnection(nn.Identity(), CHANNELS, config, layer_index=0, device="meta")
-    spec = layer.fused_spec
+def _step(call: Callable[..., object], fields: dict[str, Any], n: int, dtype: torch.dtype) -> object:
+    layer = LayerSpec.of(HyperConnectionConfig(streams=n, **fields), CHANNELS)
+    spec = fused_spec(layer)
     if spec is None:
-        raise ValueError(f"{layer.manifold!r} has no device pair: leave it out of CONSTRAINTS, or lower its largest n")
-    return layer, spec
-
-
-def _step(call: Callable[..., object], manifold: str, options: dict[str, Any], n: int, dtype: torch.dtype) -> object:
-    layer, spec = spec_of(manifold, options, n)
+        raise ValueError(f"{layer.manifold!r}: no device pair; leave it out of CONSTRAINTS, or lower its largest n")
     theta, raw = _empty(TOKENS, layer.manifold.num_coordinates), _empty(TOKENS, sum(spec.sizes) + 1)
-    base, scale = _empty(sum(spec.sizes)), _empty(len(spec.sizes))
-    vector, dH = _empty(TOKENS, n), _empty(TOKENS, n, n)
-    return call(theta, dH, layer.manifold.kernel, raw, base, scale, vector, spec)
+    dH, inputs = _empty(TOKENS, n, n), (raw, _empty(sum(spec.sizes)), _empty(len(spec.sizes)))
+    gradients = _empty(TOKENS, n), _empty(TOKENS, n), dH
+    return call(theta, dH, layer.manifold.kernel, inputs, gradients, spec)
 
 
 _STEPS: dict[str, Callable[..., object]] = {
-    "constrain": lambda theta, dH, pair, raw, base, scale, d, spec: constrain_forward(theta, pair, spec.n),
-    "constrain backward": lambda theta, dH, pair, raw, base, scale, d, spec: constrain_backward(
-        theta, dH, pair, spec.n
-    ),
-    "coefficients": lambda theta, dH, pair, raw, base, scale, d, spec: coefficients_forward(raw, base, scale, spec),
-    "coefficients backward": lambda theta, dH, pair, raw, base, scale, d, spec: coefficients_backward(
-        raw, base, scale, d, d, dH, spec
+    "constrain": lambda theta, dH, pair, inputs, gradients, spec: constrain_forward(theta, pair, spec.n),
+    "constrain backward": lambda theta, dH, pair, inputs, gradients, spec: constrain_backward(theta, dH, pair, spec.n),
+    "coefficients": lambda theta, dH, pair, inputs, gradients, spec: coefficients_forward(*inputs, spec),
+    "coefficients backward": lambda theta, dH, pair, inputs, gradients, spec: coefficients_backward(
+        *inputs, *gradients, spec
     ),
 }
 

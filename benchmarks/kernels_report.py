@@ -38,11 +38,9 @@ TARGETS: dict[str, tuple[str, Any, int]] = {
     "cuda100": ("cuda", 100, 32),
     "gfx942": ("hip", "gfx942", 64),
 }
-# The number of streams at which nothing may spill.
-STRICT_N = 4
-
-# Shared memory that a program can get, in bytes (CUDA C++ programming guide, compute capabilities; CDNA 3 ISA, LDS).
+# Bytes of shared memory that a program can get (CUDA C++ programming guide, compute capabilities; CDNA 3 ISA, LDS).
 SHARED_MEMORY = {"cuda80": 163 * 1024, "cuda90": 227 * 1024, "cuda100": 227 * 1024, "gfx942": 64 * 1024}
+STRICT_N = 4  # the number of streams at which nothing may spill
 
 
 @dataclass(frozen=True)
@@ -121,15 +119,13 @@ def specialise(
     from triton.runtime.jit import mangle_type
 
     given = {**launch.arguments, **launch.constants}
-    parameters = launch.kernel.params
     signature: dict[str, str] = {}
     constants: dict[tuple[int], Any] = {}
     attributes: dict[tuple[int], list[list[Any]]] = {}
-    missing = [parameter.name for parameter in parameters if parameter.name not in given]
-    if missing or len(given) != len(parameters):
-        names = [parameter.name for parameter in parameters]
+    names = [parameter.name for parameter in launch.kernel.params]
+    if sorted(names) != sorted(given):
         raise TypeError(f"{launch.name} takes {names}, the launch gives {sorted(given)}")
-    for position, parameter in enumerate(parameters):
+    for position, parameter in enumerate(launch.kernel.params):
         name, value = parameter.name, given[parameter.name]
         free = not parameter.do_not_specialize
         if parameter.is_constexpr or value is None or (free and type(value) is int and value == 1):
@@ -216,33 +212,29 @@ def compile_job(job: Job) -> Row:
     return Row(job, time.perf_counter() - start, usage_of(compiled))
 
 
-class Compiler:
-    """Compiles in processes of their own, one for each thread that asks: a compiler that crashes takes one job along.
+_LOCAL = threading.local()
+
+
+def compile_apart(job: Job) -> Row:
+    """The row of a job. Each thread has a process to compile in, so that a compiler that crashes takes one job along.
 
     The processes are started afresh rather than forked, which would share the state of the compilers.
     """
-
-    def __init__(self) -> None:
-        self._local = threading.local()
-
-    def __call__(self, job: Job) -> Row:
-        """The row of a job, whatever becomes of it."""
-        pool = getattr(self._local, "pool", None)
-        if pool is None:
-            pool = self._local.pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
-        start = time.perf_counter()
-        future = pool.submit(compile_job, job)
-        error = future.exception()
-        if error is None:
-            return future.result()
-        if isinstance(error, BrokenProcessPool):
-            self._local.pool = None
-        return Row(job, time.perf_counter() - start, None, f"{type(error).__name__}: {error}")
+    if not hasattr(_LOCAL, "pool"):
+        _LOCAL.pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+    start = time.perf_counter()
+    future = _LOCAL.pool.submit(compile_job, job)
+    error = future.exception()
+    if error is None:
+        return future.result()
+    if isinstance(error, BrokenProcessPool):
+        del _LOCAL.pool
+    return Row(job, time.perf_counter() - start, None, f"{type(error).__name__}: {error}")
 
 
 # ------------------------------------------------------------------------------------------------ the report
 
-COLUMNS = "{:<46}{:<32}{:>3} {:<6}{:<8}{:>5}{:>8}{:>8}{:>7}  {}"
+COLUMNS = "{:<56}{:<32}{:>3} {:<6}{:<8}{:>5}{:>8}{:>8}{:>7}  {}"
 
 
 def line(row: Row) -> str:
@@ -271,7 +263,7 @@ def main(argv: list[str] | None = None) -> int:
     start, rows = time.perf_counter(), []
     print(COLUMNS.format("case", "kernel", "n", "dtype", "target", "regs", "shared", "spills", "s", "").rstrip())
     with ThreadPoolExecutor(arguments.workers) as threads:
-        for row in threads.map(Compiler(), work):
+        for row in threads.map(compile_apart, work):
             rows.append(row)
             print(line(row), flush=True)
     for row in rows:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from harness import Contender, Shape, Subject, UnavailableError
-from ours import NORM_EPS, Branch, generator, leaf_and_cotangent, rms_norm, sublayer
+from ours import NORM_EPS, Branch, generator, rms_norm, streams_of, subject, sublayer
 
 SWEEPS = 20
 SINKHORN_EPS = 1e-6
@@ -79,9 +79,8 @@ def lucidrains_contender(kind: str, branch: Branch) -> Contender:
         make: Any = package.HyperConnections if kind == "HC" else package.mHC
         module = make(n, dim=C, branch=branch(C, device, shape.dtype), layer_index=0).to(device, shape.dtype)
         _randomise(module, 0.02)
-        x, cotangent = leaf_and_cotangent((rows * n, columns, C), shape, device)
         plain = _hc if kind == "HC" else _mhc
-        return Subject(module, x, cotangent, dict(module.named_parameters()), lambda x, p: plain(x, p, n), 1)
+        return subject(module, (rows * n, columns, C), shape, device, lambda x, p: plain(x, p, n))
 
     return Contender(f"hyper-connections {kind}", "peer", build)
 
@@ -130,13 +129,12 @@ def transformers_contender(branch: Branch) -> Contender:
             connection.base.normal_(std=0.5)
             connection.scale.normal_(1, 0.1)
         module = DeepseekSublayer(connection, branch(shape.channels, device, shape.dtype))
-        x, cotangent = leaf_and_cotangent((*shape.batch, n, shape.channels), shape, device)
 
         def formula(x: Tensor, p: Mapping[str, Tensor]) -> Tensor:
             own = {key: p[f"connection.{key}"] for key in ("fn", "base", "scale")}
             return _deepseek(x, own, p.get("branch.weight"), transposed=True, pre_eps=SINKHORN_EPS)
 
-        return Subject(module, x, cotangent, dict(module.named_parameters()), formula, len(shape.batch) - 1)
+        return subject(module, streams_of(shape), shape, device, formula)
 
     return Contender("transformers DeepseekV4", "peer", build)
 
@@ -166,13 +164,12 @@ def liger_contender(branch: Branch) -> Contender:
         with torch.no_grad():
             module.phi.normal_(std=0.5 * (n * C) ** -0.5, generator=numbers)
             module.b.normal_(std=0.5, generator=numbers)
-        x, cotangent = leaf_and_cotangent((*shape.batch, n, C), shape, device)
 
         def formula(x: Tensor, p: Mapping[str, Tensor]) -> Tensor:
             scale = torch.stack([p["alpha_pre"], p["alpha_post"], p["alpha_res"]])
             own = {"fn": p["phi"].mT, "base": p["b"], "scale": scale}
             return _deepseek(x, own, p.get("layer.weight"), transposed=False, pre_eps=0.0)
 
-        return Subject(module, x, cotangent, dict(module.named_parameters()), formula, len(shape.batch) - 1)
+        return subject(module, streams_of(shape), shape, device, formula)
 
     return Contender("LigerMHC", "peer", build)

@@ -9,18 +9,14 @@ itself included. An output or gradient that differs from its formula in float64 
 from __future__ import annotations
 
 import inspect
-import os
 import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 from unittest import mock
-
-if __name__ == "__main__":
-    os.environ["TRITON_INTERPRET"] = "1"  # has to be said before triton is imported
 
 import numpy as np
 import torch
@@ -44,35 +40,24 @@ class Traffic(TorchDispatchMode):
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.tokens, self.channels = shape.tokens, shape.channels
-        if self.tokens <= shape.streams * (shape.streams + 2) or any(self.tokens % k == 0 for k in range(2, 9)):
-            raise ValueError(f"more tokens than coordinates and no small factor tell what grows with them: {shape}")
+        T, n, self.tokens, self.channels = shape.tokens, shape.streams, shape.tokens, shape.channels
+        if n * (n + 2) >= T or not all(T % k for k in range(2, T)):
+            raise ValueError(f"only a prime of tokens above n(n + 2) tells what grows with them, got {shape}")
         self.bytes: Counter[tuple[str, str, str]] = Counter()
         self.tensors: list[Tensor] = []  # of the kernel that runs
 
-    def total(self, *labels: str) -> int:
-        """Bytes of all that has these labels."""
-        return sum(count for key, count in self.bytes.items() if {*labels} <= {*key})
-
-    def charge(self, by: str, tensor: Tensor, numbers: int, *done: str) -> None:
-        """So many numbers of a tensor are read, written or both."""
+    def charge(self, by: str, tensor: Tensor, numbers: int, done: str) -> None:
         role = "coefficients" if tensor.numel() % (self.tokens * self.channels) else "streams"
-        for what in done:
-            self.bytes[by, "weights" if tensor.numel() % self.tokens else role, what] += numbers * tensor.itemsize
+        self.bytes[by, "weights" if tensor.numel() % self.tokens else role, done] += numbers * tensor.itemsize
 
-    def instruction(self, pointers: Any, mask: Any, *done: str) -> None:
-        """A kernel touches what these pointers point at."""
+    def instruction(self, pointers: Any, mask: Any, done: str) -> None:
         # A mask may be of integers, which would index instead of select.
-        addresses = (
-            pointers.data
-            if mask is None
-            else pointers.data[np.broadcast_to(mask.data.astype(bool), pointers.data.shape)]
-        )
-        addresses = np.unique(addresses)
+        chosen = True if mask is None else mask.data.astype(bool)
+        addresses = np.unique(pointers.data[np.broadcast_to(chosen, pointers.data.shape)])
         for tensor in self.tensors:
             start = tensor.data_ptr()
             inside = (addresses >= start) & (addresses < start + _extent(tensor))
-            self.charge("kernel", tensor, int(inside.sum()), *done)
+            self.charge("kernel", tensor, int(inside.sum()), done)
             addresses = addresses[~inside]
         if addresses.size:
             raise RuntimeError(f"a kernel touches {addresses.size} addresses outside of its tensors: a mask is wrong")
@@ -98,6 +83,11 @@ class Traffic(TorchDispatchMode):
         return out
 
 
+def total(count: Counter[tuple[str, str, str]], *labels: str) -> int:
+    """Bytes of all that has these labels."""
+    return sum(value for key, value in count.items() if {*labels} <= {*key})
+
+
 def _extent(tensor: Tensor) -> int:
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return (last + 1) * tensor.itemsize if tensor.numel() else 0
@@ -116,21 +106,24 @@ def counted(traffic: Traffic) -> Iterator[None]:
         call(self, *args, **kwargs)
         traffic.tensors = []
 
-    def counting(name: str, pointer: int, mask: int, *done: str) -> Any:
+    def counting(name: str, pointer: int, mask: int, done: str) -> Any:
         original = getattr(builder, name)
 
         def instruction(*args: Any) -> Any:
-            traffic.instruction(args[pointer], args[mask], *done)
+            traffic.instruction(args[pointer], args[mask], done)
             return original(*args)
 
         return mock.patch.object(builder, name, instruction)
 
-    with ExitStack() as stack:  # plain loads and stores, and those of descriptors, end in the masked ones
-        stack.enter_context(mock.patch.object(executor, "__call__", launch))
-        stack.enter_context(counting("create_masked_load", 0, 1, "read"))
-        stack.enter_context(counting("create_masked_store", 0, 2, "written"))
-        stack.enter_context(counting("create_atomic_rmw", 1, 3, "read", "written"))
-        stack.enter_context(traffic)
+    # Plain loads and stores, and those of descriptors, end in the masked ones.
+    with (
+        mock.patch.object(executor, "__call__", launch),
+        counting("create_masked_load", 0, 1, "read"),
+        counting("create_masked_store", 0, 2, "written"),
+        counting("create_atomic_rmw", 1, 3, "read"),
+        counting("create_atomic_rmw", 1, 3, "written"),
+        traffic,
+    ):
         yield
 
 
@@ -140,7 +133,7 @@ TORCH = layer_contender("birkhoff", backend="torch", branch=no_branch, label="to
 LIGER = liger_contender(no_branch)
 # The most that the streams may take at n = 4, forward and backward.
 BARS = {SINGLE: (18.5, 29.0), STACK: (14.5, 29.0), TORCH: (None, None), LIGER: (None, None)}
-ROW = "{:<34}{:<10}{:>9}{:>10}{:>8}{:>14}{:>9}  {}"
+LABELS = (("streams",), ("streams", "torch"), ("coefficients",), ("weights", "read"), ("weights", "written"))
 
 
 @cache
@@ -155,33 +148,22 @@ def measure(contender: Contender, shape: Shape) -> tuple[Traffic, Traffic]:
     return forward, backward
 
 
-def report(shape: Shape, contenders: Sequence[Contender] = tuple(BARS)) -> Iterator[tuple[list[float], Bar | None]]:
-    """Print the table of a shape; the figures of every row, and the bar that applies."""
-    print(f"\n{shape}\n{ROW.format('', '', 'streams', 'by torch', 'coeff.', 'weights read', 'written', 'bar')}")
+def report(shape: Shape, contenders: Sequence[Contender] = tuple(BARS)) -> Iterator[tuple[list[float], Bar]]:
+    """For each pass the figures in the order of LABELS, and the row of the table, with the bar on the streams."""
     unit = shape.tokens * shape.channels * shape.dtype.itemsize
-    labels = (("streams",), ("streams", "torch"), ("coefficients",), ("weights", "read"), ("weights", "written"))
     for contender in contenders:
-        passes = measure(contender, shape)
         for k, direction in enumerate(("forward", "backward")):
-            figures = [passes[k].total(*label) / unit for label in labels]
+            moved = measure(contender, shape)[k].bytes.copy()
             if contender is STACK:  # what one more sublayer costs: the first has nobody who hands over to it
-                alone = measure(SINGLE, shape)[k]
-                figures = [all - alone.total(*label) / unit for all, label in zip(figures, labels, strict=True)]
+                moved.subtract(measure(SINGLE, shape)[k].bytes)
+            figures = [total(moved, *label) / unit for label in LABELS]
             most = BARS[contender][k] if shape.streams == 4 else None
-            text = f"{contender.name}, {shape}: {direction} moves {figures[0]:.2f} C a token, at most {most}"
-            bar = None if most is None else Bar(text, figures[0] <= most)
-            verdict = "" if bar is None else f"<= {most}  {'ok' if bar.held else 'MISSED'}"
-            print(ROW.format(contender.name, direction, *(f"{value:.2f}" for value in figures), verdict), flush=True)
-            yield figures, bar
-
-
-def main() -> int:
-    """Print the tables; exit status 1 if a bar is missed."""
-    narrow = [contender for contender in BARS if contender is not LIGER]  # its tl.dot is wrong in the interpreter
-    rows = [*report(Shape((31,), 4, 512)), *report(Shape((31,), 4, 1024, torch.bfloat16), narrow)]
-    return judge([bar for _, bar in rows if bar is not None])
+            cells = ", ".join(f"{' '.join(label)} {value:.2f}" for label, value in zip(LABELS, figures, strict=True))
+            text = f"{contender.name}, {shape}, {direction}: {cells}" + (f"; streams <= {most}" if most else "")
+            yield figures, Bar(text, figures[0] <= most if most else None)
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    sys.exit(main())
+    narrow = [contender for contender in BARS if contender is not LIGER]  # its tl.dot is wrong in the interpreter
+    rows = [*report(Shape((31,), 4, 512)), *report(Shape((31,), 4, 1024, torch.bfloat16), narrow)]
+    sys.exit(judge([bar for _, bar in rows]))

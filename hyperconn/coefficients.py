@@ -89,8 +89,8 @@ def fused_spec(spec: LayerSpec) -> CoefficientSpec | None:
 def unfused_part(spec: LayerSpec) -> str | None:
     """Which part of a layer leaves its coefficients to torch on the Triton backend, and why; None if none does."""
     if not spec.predictor.fuses:
-        return f"coefficients by torch: {spec.predictor!r} gives logits that no kernel computes"
+        return f"coefficients by torch: {spec.predictor.name} gives logits that no kernel computes"
     for part in (spec.manifold, spec.pre_gate, spec.post_gate):
         if part.kernel is None:
-            return f"coefficients by torch: {part!r} has no device pair"
+            return f"coefficients by torch: {part.name} has no device pair"
     return None

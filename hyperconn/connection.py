@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from types import EllipsisType
 from typing import Any
 
 import torch
@@ -89,7 +88,7 @@ class HyperConnection(CheckpointNote):
         self.branch = branch
         self.post_gain = self.config.post_gain
         # Not known yet. A functools.cached_property has a lock in older Pythons, which torch.compile does not take.
-        self._fused_arguments: tuple[Any, ...] | EllipsisType | None = ...
+        self._fused_arguments: Any = ...
         # Called with the coefficients of every read; see hyperconn.diagnostics.
         self.observers: list[Callable[[Coefficients], None]] = []
         shapes = self.spec.predictor.parameters(self.spec.layout)
@@ -258,12 +257,16 @@ class HyperConnection(CheckpointNote):
         """What the fused coefficient step has to know of this layer; None if one of its parts has no device pair."""
         if self._fused_arguments is ...:
             self._fused_arguments = self._make_fused_arguments()
-        return self._fused_arguments
+        arguments: tuple[Any, ...] | None = self._fused_arguments
+        return arguments
 
-    @torch.compiler.assume_constant_result  # a compiler must not look into parts and pairs, which anybody may write
     def _make_fused_arguments(self) -> tuple[Any, ...] | None:
         fused = fused_spec(self.spec)
         return None if fused is None else fused.arguments()
+
+    # A compiler must not look into parts and pairs, which anybody may write. This is what the decorator
+    # torch.compiler.assume_constant_result sets; the decorator itself would import the compiler, and with it triton.
+    _make_fused_arguments._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     def _anchor(self) -> Tensor | None:
         """A parameter: dtype and device of all of them."""
@@ -342,9 +345,8 @@ class HyperConnection(CheckpointNote):
             else:
                 y = y.reshape(-1, self.dim) if self.spec.expand.whole else y.reshape(streams.shape)
                 written = write_streams(streams, H, post, y)
-        out: Tensor | DelayedStreams = entered.batched(written).to(entered.dtype)
-        if carried is not None:
-            out = DelayedStreams(out, entered.batched(carried))
+        batched = entered.batched(written).to(entered.dtype)
+        out = batched if carried is None else DelayedStreams(batched, entered.batched(carried))
         return out if into is None else Handover(into, into.spec, into._enter(out))
 
     def _continues(self, entered: Entered, carried: Tensor | None) -> bool:

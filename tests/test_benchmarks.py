@@ -80,11 +80,11 @@ def test_what_cannot_be_built_is_refused_with_its_reason() -> None:
 
 def test_a_gradient_that_vanishes_proves_nothing() -> None:
     def build(shape: Shape, device: torch.device) -> Subject:
-        weight = nn.Parameter(torch.zeros(()))
-        x, cotangent = ours.leaf_and_cotangent((*shape.batch, shape.channels), shape, device)
-        return Subject(lambda x: x + 0 * weight, x, cotangent, {"w": weight}, lambda x, p: x + 0 * p["w"], 1)
+        module = nn.Linear(1, 1, bias=False)
+        size = (*shape.batch, shape.channels)
+        return ours.subject(module, size, shape, device, lambda x, p: x + 0 * p["weight"].sum(), lambda x: x)
 
-    with pytest.raises(ValueError, match="the gradient of w vanishes in the formula"):
+    with pytest.raises(ValueError, match="the gradient of weight vanishes in the formula"):
         prepare(Contender("c", "ours", build), SMALL, CPU)
 
 

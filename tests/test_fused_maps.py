@@ -61,6 +61,7 @@ PAIRS: tuple[Map, ...] = (
     *(kind(n=n) for kind in PLAIN for n in (1, 3)),
     Stiefel(n=5, method="iterative", alpha=0.7, steps=7),
     Stiefel(n=3, generator="full"),
+    Stiefel(n=3, generator="full", method="iterative"),
     SpectralSphere(n=4, gamma=1.7),
     SpectralSphere(n=4, isometric=True, gamma=0.3),
     SpectralSphere(n=3, preserve_mean=False),

@@ -15,7 +15,7 @@ from triton.runtime.jit import JITFunction
 import kernel_cases
 import kernels_report
 import proofs
-from hyperconn import manifolds
+from hyperconn import gates, manifolds
 from hyperconn.kernels.fused.launch import Launch
 from kernels_report import Usage, amd_usage, nvidia_usage
 from source_tree import ROOT
@@ -35,9 +35,12 @@ def test_every_kernel_is_in_the_report() -> None:
     assert launched(4) == kernels
 
 
-def test_every_manifold_with_a_pair_is_in_the_report() -> None:
-    with_pair = {name for name in manifolds.available() if manifolds.make(name, n=4).kernel is not None}
-    assert {manifold for manifold, _, _ in kernel_cases.CONSTRAINTS} == with_pair
+def test_every_part_with_a_pair_is_in_the_report() -> None:
+    """Any gate, and any manifold, that is registered and has device functions."""
+    shown = [{"pre_gate": "sigmoid", "post_gate": "double_sigmoid", **fields} for fields, _ in kernel_cases.CONSTRAINTS]
+    for part, keys in ((manifolds, ("manifold",)), (gates, ("pre_gate", "post_gate"))):
+        with_pair = {name for name in part.available() if part.make(name, n=4).kernel is not None}
+        assert {fields[key] for fields in shown for key in keys} == with_pair
 
 
 def test_names_are_unique_and_all_sizes_launch() -> None:

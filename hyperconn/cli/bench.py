@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Annotated
 
 import torch
+import typer
 from rich.table import Table
 from torch import Tensor, nn
 
 from hyperconn import HyperConnection, HyperConnectionConfig, expand_streams, manifolds
 from hyperconn.backends import BackendUnavailableError, choose_backend
+from hyperconn.cli.blame import blaming_plugins
 from hyperconn.cli.console import BAD_INPUT, bad_input, fail, output, say
-from hyperconn.cli.plugins import blaming_plugins
 from hyperconn.coefficients import unfused_part
 from hyperconn.manifolds import PluginError
 from hyperconn.timing import interleaved, ratios
@@ -21,19 +23,18 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 _PLAIN = "plain residual"
 
 
-def run_bench(
-    names: Sequence[str],
-    *,
-    streams: int,
-    dim: int,
-    tokens: int,
-    dtype: str,
-    device: str | None,
-    backend: str,
-    rounds: int,
-    seed: int,
+def bench(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Manifolds. Default: all.")] = None,
+    streams: Annotated[int, typer.Option(help="Streams.", min=1)] = 4,
+    dim: Annotated[int, typer.Option(help="Channels of a stream.", min=1)] = 768,
+    tokens: Annotated[int, typer.Option(help="Tokens.", min=1)] = 4096,
+    dtype: Annotated[str, typer.Option(help="Of the streams: float32, bfloat16 or float16.")] = "float32",
+    device: Annotated[str | None, typer.Option(help="cpu or cuda. Default: cuda where there is one.")] = None,
+    backend: Annotated[str, typer.Option(help="auto, torch or triton.")] = "auto",
+    rounds: Annotated[int, typer.Option(help="Rounds of the comparison.", min=1)] = 11,
+    seed: Annotated[int, typer.Option(help="Seed of the data.", min=0, max=2**63 - 1)] = 0,
 ) -> None:
-    """Time a layer with each manifold against the plain residual, and print a table."""
+    """Time a layer with each manifold on this machine, forward and backward, against the plain residual."""
     with bad_input():
         place = _device(device)
         if dtype not in _DTYPES:
@@ -82,7 +83,7 @@ def run_bench(
         say(line)
 
 
-def _leave_out(name: str, error: Exception, names: Sequence[str], left_out: list[str]) -> None:
+def _leave_out(name: str, error: Exception, names: list[str] | None, left_out: list[str]) -> None:
     """Note why a manifold is not timed; for one that was asked for, that is the end."""
     if names:
         fail(str(error), BAD_INPUT)

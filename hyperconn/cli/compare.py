@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 
 from hyperconn.cli.console import FAILED, INTERRUPTED, bad_input, fail, output, say
-from hyperconn.cli.options import Data, Seed, Steps, Threads, training_progress, with_options
+from hyperconn.cli.run_options import Data, Seed, Steps, Threads, training_progress, with_options
 from hyperconn.lab import Contestant, LabConfig, contestants, load_corpus, train_side_by_side
 from hyperconn.lab.report import COLUMNS, NOTES, table, write_report
 

@@ -12,20 +12,16 @@ import torch
 from rich.table import Table
 from rich.text import Text
 
-from hyperconn import HyperConnectionConfig, manifolds
-from hyperconn.backends import layer_obstacle, tensor_obstacle
+from hyperconn.backends import tensor_obstacle
 from hyperconn.cli.console import output, say
-from hyperconn.cli.plugins import blaming_plugins, shown_instance
-from hyperconn.coefficients import unfused_part
 from hyperconn.manifolds import PluginError
 from hyperconn.manifolds.registry import Registry, plugins
-from hyperconn.spec import LayerSpec
 
 _PACKAGES = ("hyperconn", "torch", "triton", "numpy", "geotorch", "typer", "rich", "matplotlib", "PyYAML", "hypothesis")
 
 
 def doctor() -> None:
-    """Versions, devices, plugins, and which fast paths can run here."""
+    """Versions, devices, plugins, and whether the Triton kernels run here."""
     machine = _table("here")
     machine.add_row("python", f"{platform.python_version()} ({sys.executable}) on {platform.platform()}")
     for package in _PACKAGES:
@@ -40,12 +36,8 @@ def doctor() -> None:
     output.print(machine)
     say(f"backend='auto' runs on {'triton' if torch.cuda.is_available() else 'torch'} here")
 
-    paths = _table("the triton backend", "manifold", "runs here", "fused")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    obstacle = tensor_obstacle(device, torch.float32, torch.float32)
-    for name in manifolds.available():
-        paths.add_row(name, *map(Text, _triton_cells(name, obstacle)))
-    output.print(paths)
+    say(f"the triton backend: {tensor_obstacle(device, torch.float32, torch.float32) or 'runs'}")
     _print_plugins()
 
 
@@ -54,17 +46,6 @@ def _table(title: str, *columns: str) -> Table:
     for column in columns:
         table.add_column(column, overflow="fold")
     return table
-
-
-def _triton_cells(name: str, obstacle: str | None) -> tuple[str, str]:
-    try:
-        with blaming_plugins(name):
-            shown = shown_instance(name)
-            spec = LayerSpec.of(HyperConnectionConfig(streams=shown.n, manifold=shown), dim=64)
-            blocked = layer_obstacle(spec) or obstacle
-            return (f"no: {blocked}", "–") if blocked else ("yes", unfused_part(spec) or "everything")
-    except PluginError as error:
-        return f"no: {error}", "–"
 
 
 def _print_plugins() -> None:

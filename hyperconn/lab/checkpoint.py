@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from hyperconn.files import write_atomically
-from hyperconn.lab.config import LabConfig
 from hyperconn.lab.run import History, Run
+from hyperconn.lab.settings import LabConfig
 from hyperconn.manifolds.core.errors import shown
 
 FORMAT = "hyperconn-lab-2"

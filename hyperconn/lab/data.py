@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hyperconn.lab.config import DataConfig
+from hyperconn.lab.settings import DataConfig
 
 # Not the library itself: its own tests, and whatever was installed beside it.
 _SKIPPED_FOLDERS = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"})

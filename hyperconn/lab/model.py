@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from hyperconn.config import HyperConnectionConfig
 from hyperconn.connection import HyperConnection
-from hyperconn.lab.config import ModelConfig
+from hyperconn.lab.settings import ModelConfig
 
 VOCABULARY = 256  # bytes
 

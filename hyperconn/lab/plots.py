@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from hyperconn.lab.compare import Contestant
+from hyperconn.lab.contest import Contestant
 from hyperconn.lab.measure import MatrixReport
 
 # Okabe and Ito's colours, distinct for colour-blind readers; dashes and hollow markers of falling size repeat the

@@ -14,7 +14,7 @@ import torch
 
 import hyperconn
 from hyperconn.files import write_atomically
-from hyperconn.lab.compare import Contestant
+from hyperconn.lab.contest import Contestant
 from hyperconn.manifolds import Manifold, invariants
 
 COLUMNS = (

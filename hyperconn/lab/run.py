@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from hyperconn.lab.config import LabConfig, TrainConfig
 from hyperconn.lab.data import Corpus, step_seed, training_batch, validation_windows
 from hyperconn.lab.model import GPT
+from hyperconn.lab.settings import LabConfig, TrainConfig
 
 _NATS_PER_BIT = math.log(2)
 

@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from hyperconn.config import HyperConnectionConfig
-from hyperconn.lab.config import PLAIN, LabConfig
 from hyperconn.lab.data import Corpus, validation_windows
 from hyperconn.lab.measure import MatrixReport, measure_matrices
 from hyperconn.lab.run import DivergedError, Run
-from hyperconn.lab.train import deferred_interrupt
+from hyperconn.lab.settings import PLAIN, LabConfig
+from hyperconn.lab.training import deferred_interrupt
 from hyperconn.manifolds.core.errors import unknown_name
 
 DEFAULT_PRESETS = ("plain", "hc", "mhc", "mhc-lite", "kromhc", "jpmhc", "shc")

@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from hyperconn import HyperConnectionConfig
+from hyperconn.cli.blame import blaming_plugins, shown_instance
 from hyperconn.cli.console import BAD_INPUT, bad_input, fail, output, say
-from hyperconn.cli.plugins import blaming_plugins, shown_instance
 from hyperconn.gates import GATES, Gate
 from hyperconn.lab.report import kind_of
 from hyperconn.manifolds import Manifold, PluginError
@@ -39,7 +39,7 @@ def list_() -> None:
     output.print(presets)
     for reason in broken:
         say(f"– {reason}")
-    say("P(n): coordinates of a token at n streams. More on one of them: hyperconn show NAME")
+    say("P(n): coordinates of a token at n streams. More: hyperconn show NAME")
 
 
 def _table(*columns: str) -> Table:
@@ -149,15 +149,13 @@ def _find(name: str, n: int | None) -> tuple[Registry[Any], Any]:
 
 
 def _show_preset(name: str, config: HyperConnectionConfig) -> None:
-    defaults = HyperConnectionConfig(streams=config.streams)
-    table = Table(title=f"preset {name}", title_justify="left")
-    for column in ("key", "value", "default"):
-        table.add_column(column)
+    say(f"preset {name}: of the default config, it changes")
+    default = HyperConnectionConfig(streams=config.streams)
     for field in dataclasses.fields(config):
-        value, default = getattr(config, field.name), getattr(defaults, field.name)
-        style = "bold" if value != default else "dim"
-        table.add_row(field.name, Text(repr(value)), Text("" if value == default else repr(default)), style=style)
-    output.print(table)
+        value = getattr(config, field.name)
+        if value != getattr(default, field.name):
+            say(f"  {field.name} = {value!r}")
+    say("")
 
 
 def _facts(registry: Registry[Any], part: Any) -> list[tuple[str, str]]:

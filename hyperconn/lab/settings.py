@@ -21,21 +21,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A byte-level pre-norm GPT.
+    """A byte-level pre-norm GPT."""
 
-    Attributes:
-        blocks: transformer blocks, each an attention and an MLP sublayer.
-        channels: width C.
-        heads: attention heads; divides ``channels``.
-        context: longest sequence, in bytes.
-        dropout: probability on the output of every sublayer.
-    """
-
-    blocks: int = 6
-    channels: int = 64
-    heads: int = 4
-    context: int = 128
-    dropout: float = 0.0
+    blocks: int = 6  # transformer blocks, each an attention and an MLP sublayer
+    channels: int = 64  # width C
+    heads: int = 4  # attention heads; divides channels
+    context: int = 128  # longest sequence, in bytes
+    dropout: float = 0.0  # probability on the output of every sublayer
 
     def __post_init__(self) -> None:
         _require_positive(self, "model", "blocks", "channels", "heads", "context")
@@ -48,35 +40,20 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """AdamW on random windows, at a constant rate after a warm-up.
+    """AdamW on random windows, at a constant rate after a warm-up."""
 
-    Attributes:
-        steps: optimizer steps in all.
-        batch: windows a step.
-        learning_rate: after the warm-up.
-        warmup: steps of linear warm-up.
-        weight_decay: on matrices and embeddings; vectors and gains have none.
-        clip: largest gradient norm; 0 for no clipping.
-        seed: of the weights, the order of the data and dropout.
-        eval_every: steps between evaluations; 0 for one at the end.
-        eval_windows: held-out windows of an evaluation, always the same ones.
-        checkpoint_every: steps between checkpoints; 0 for one at the end.
-        device: ``"auto"`` (a GPU if there is one), or a device that torch knows.
-        threads: CPU threads that the command line sets; None for torch's choice.
-    """
-
-    steps: int = 1000
-    batch: int = 8
-    learning_rate: float = 3e-3
-    warmup: int = 50
-    weight_decay: float = 0.0
-    clip: float = 1.0
-    seed: int = 0
-    eval_every: int = 100
-    eval_windows: int = 64
-    checkpoint_every: int = 100
-    device: str = "auto"
-    threads: int | None = None
+    steps: int = 1000  # optimizer steps in all
+    batch: int = 8  # windows a step
+    learning_rate: float = 3e-3  # after the warm-up
+    warmup: int = 50  # steps of linear warm-up
+    weight_decay: float = 0.0  # on matrices and embeddings; vectors and gains have none
+    clip: float = 1.0  # largest gradient norm; 0 for no clipping
+    seed: int = 0  # of the weights, the order of the data and dropout
+    eval_every: int = 100  # steps between evaluations; 0 for one at the end
+    eval_windows: int = 64  # held-out windows of an evaluation, always the same ones
+    checkpoint_every: int = 100  # steps between checkpoints; 0 for one at the end
+    device: str = "auto"  # "auto" (a GPU if there is one), or a device that torch knows
+    threads: int | None = None  # CPU threads that the command line sets; None for torch's choice
 
     def __post_init__(self) -> None:
         _require_positive(self, "train", "steps", "batch", "learning_rate", "eval_windows")
@@ -89,17 +66,11 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The text.
+    """The text."""
 
-    Attributes:
-        path: a file or a folder; None for the sources of the Python standard library.
-        max_bytes: read no more than this.
-        held_out: fraction of the text, its tail, that is kept for validation.
-    """
-
-    path: str | None = None
-    max_bytes: int = 4_000_000
-    held_out: float = 0.1
+    path: str | None = None  # a file or a folder; None for the sources of the Python standard library
+    max_bytes: int = 4_000_000  # read no more than this
+    held_out: float = 0.1  # fraction of the text, its tail, that is kept for validation
 
     def __post_init__(self) -> None:
         _require_positive(self, "data", "max_bytes")
