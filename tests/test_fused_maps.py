@@ -15,9 +15,8 @@ from broken_pairs import BROKEN_PAIRS
 from fused_cases import DEVICE, EXACT, EXACT_DTYPE, exhaustive, reference_gradients, relative_error
 from fused_layer_cases import Diagonal
 from hyperconn import gates
-from hyperconn.kernels import round_to_doubly_stochastic, saturate, skew
+from hyperconn.kernels import saturate, skew
 from hyperconn.kernels.fused.constrain import constrain_backward, constrain_forward
-from hyperconn.kernels.fused.maps.rounding import round_backward, round_forward
 from hyperconn.kernels.fused.maps.spectral_sphere import tanh, tanh_derivative
 from hyperconn.kernels.fused.maps.stiefel import stiefel_pair
 from hyperconn.kernels.fused.pair import pair_named
@@ -227,62 +226,3 @@ def test_tanh_keeps_its_digits() -> None:
     ends = torch.tensor([0.0, 1e4, -1e4, 60.0], device=DEVICE, dtype=EXACT_DTYPE).repeat(256)
     _tanh_kernel[(1,)](ends, values, slopes, 1024)
     assert torch.equal(values[:4], ends[:4].tanh()) and slopes[0] == 1 and slopes[1] == slopes[2] == 0
-
-
-# ---------------------------------------------------------------------------------------------------------- rounding
-
-
-@triton.jit
-def _round_kernel(M_ptr, d_ptr, rounded_ptr, dM_ptr, n: tl.constexpr, N: tl.constexpr, BT: tl.constexpr):
-    t, i = tl.arange(0, BT), tl.arange(0, N)
-    entry = t[:, None, None] * (n * n) + i[None, :, None] * n + i[None, None, :]
-    inside = (i[None, :, None] < n) & (i[None, None, :] < n) & (t[:, None, None] >= 0)
-    M = tl.load(M_ptr + entry, mask=inside, other=0.0)
-    d = tl.load(d_ptr + entry, mask=inside, other=0.0)
-    tl.store(rounded_ptr + entry, round_forward(M, n, N), mask=inside)
-    tl.store(dM_ptr + entry, round_backward(M, d, n, N), mask=inside)
-
-
-def nonnegative_matrices(n: int) -> dict[str, Tensor]:
-    """``[n, n]`` each, on all sides of every branch."""
-    balanced = Birkhoff(n=n, iterations=300)(torch.randn(n * n, dtype=EXACT_DTYPE))
-    balanced = round_to_doubly_stochastic(balanced)
-    noise = torch.rand(n, n, dtype=EXACT_DTYPE)
-    zero_column, zero_row = torch.rand(2, n, n, dtype=EXACT_DTYPE) / n
-    zero_column[:, 0] = 0
-    zero_row[0] = 0
-    return {
-        "doubly stochastic": balanced,
-        "a little above": balanced + 1e-4 * noise,
-        "a little below": balanced - 1e-4 * noise * balanced,
-        "mixed": balanced * (1 + 1e-2 * torch.randn(n, n, dtype=EXACT_DTYPE)),
-        "sums below 1": noise / (2 * n),
-        "sums above 1": 1 + noise,
-        "rows only": row_stochastic(n),
-        "columns only": row_stochastic(n).T,
-        "zero column": zero_column,
-        "zero row": zero_row,
-        "zero": torch.zeros(n, n, dtype=EXACT_DTYPE),
-    }
-
-
-@pytest.mark.parametrize("n", [2, 3, 4])
-def test_rounding_on_all_sides_of_its_branches(n: int) -> None:
-    cases = nonnegative_matrices(n)
-    assert len(cases) == 11
-    N, BT = triton.next_power_of_2(n), 16
-    M = torch.stack([*cases.values(), *[torch.eye(n, dtype=EXACT_DTYPE)] * (BT - len(cases))]).to(DEVICE)
-    d = torch.randn_like(M)
-    rounded, dM = torch.full_like(M, math.nan), torch.full_like(M, math.nan)
-    _round_kernel[(1,)](M, d, rounded, dM, n, N, BT)
-    (expected,) = reference_gradients(round_to_doubly_stochastic, (M,), d)
-    for k, name in enumerate(cases):
-        assert relative_error(rounded[k], round_to_doubly_stochastic(M)[k]) <= EXACT, name
-        assert relative_error(dM[k], expected[k]) <= EXACT, name
-
-
-def row_stochastic(n: int) -> Tensor:
-    """Binary fractions: whatever the order of summation, the row sums are 1, where a minimum has its kink."""
-    parts = torch.randint(1, 8, (n, n), dtype=EXACT_DTYPE)
-    parts[:, 0] = 64 - parts[:, 1:].sum(1)
-    return parts / 64
