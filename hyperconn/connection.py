@@ -264,8 +264,8 @@ class HyperConnection(CheckpointNote):
         fused = fused_spec(self.spec)
         return None if fused is None else fused.arguments()
 
-    # A compiler must not look into parts and pairs, which anybody may write. This is what the decorator
-    # torch.compiler.assume_constant_result sets; the decorator itself would import the compiler, and with it triton.
+    # A compiler must not look into parts and pairs, which anybody may write. torch.compiler.assume_constant_result sets
+    # this too, but imports the whole compiler for it, and triton with that.
     _make_fused_arguments._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     def _anchor(self) -> Tensor | None:
