@@ -18,28 +18,19 @@ _MAX32, _MAX64 = tl.constexpr((2.0 - 2.0**-23) * 2.0**127), tl.constexpr((2.0 - 
 @triton.jit
 def machine_epsilon(like):
     """``[1, 1, 1]``: ``finfo(like.dtype).eps``."""
-    if like.dtype == tl.float64:
-        return tl.full([1, 1, 1], _EPS64, tl.float64)
-    else:  # noqa: RET505  (both branches are compiled only if the condition is the whole if)
-        return tl.full([1, 1, 1], _EPS32, tl.float32)
+    return tl.full([1, 1, 1], _EPS64 if like.dtype == tl.float64 else _EPS32, like.dtype)
 
 
 @triton.jit
 def smallest_normal(like):
     """``[1, 1, 1]``: ``finfo(like.dtype).tiny``."""
-    if like.dtype == tl.float64:
-        return tl.full([1, 1, 1], _TINY64, tl.float64)
-    else:  # noqa: RET505
-        return tl.full([1, 1, 1], _TINY32, tl.float32)
+    return tl.full([1, 1, 1], _TINY64 if like.dtype == tl.float64 else _TINY32, like.dtype)
 
 
 @triton.jit
 def largest_finite(like):
     """``[1, 1, 1]``: ``finfo(like.dtype).max``."""
-    if like.dtype == tl.float64:
-        return tl.full([1, 1, 1], _MAX64, tl.float64)
-    else:  # noqa: RET505
-        return tl.full([1, 1, 1], _MAX32, tl.float32)
+    return tl.full([1, 1, 1], _MAX64 if like.dtype == tl.float64 else _MAX32, like.dtype)
 
 
 @triton.jit

@@ -177,7 +177,7 @@ def project_backward(
             {
                 "n": n, "P": P, "PB": PB, "BLOCKS": triton.cdiv(P, PB), "HAS_G": G is not None,
                 "HAS_DU": du is not None, "HAS_RAW": draw is not None, "WITH_DFN": together, "BT": BT, "BC": BC,
-                "SHORT": short, "DTYPE": triton_dtype(dtype),
+                "SHORT": short, "DTYPE": tl.float64 if dtype == torch.float64 else tl.float32,
             },
             num_warps=8,
             num_stages=2 if P <= PB else 1,  # blocks of coordinates held ahead are more than AMD has memory for
@@ -209,8 +209,3 @@ def _weights_backward(x: Tensor, draw: Tensor, P: int) -> Tensor:
         num_warps=8,
     ).run()
     return dfn
-
-
-def triton_dtype(dtype: torch.dtype) -> tl.dtype:
-    """The accumulator dtype as a kernel names it."""
-    return {torch.float32: tl.float32, torch.float64: tl.float64}[dtype]
