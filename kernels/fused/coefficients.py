@@ -260,9 +260,10 @@ def _forward_op(raw: Tensor, base: Tensor, scale: Tensor, gain: float, *spec: An
     return coefficients_forward(raw, base, scale, CoefficientSpec.from_arguments(*spec), gain)
 
 
-def _backward_op(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *tensors, gain = arguments[:7]
-    return coefficients_backward(*tensors, CoefficientSpec.from_arguments(*arguments[7:]), gain)
+def _backward_op(
+    raw: Tensor, base: Tensor, scale: Tensor, dpre: Tensor, dpost: Tensor, dH: Tensor, gain: float, *spec: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    return coefficients_backward(raw, base, scale, dpre, dpost, dH, CoefficientSpec.from_arguments(*spec), gain)
 
 
 def _forward_fake(raw: Tensor, base: Tensor, scale: Tensor, gain: float, key: str, n: int, *rest: Any) -> Any:
