@@ -201,17 +201,6 @@ def test_many_partial_sums() -> None:
     check(spec_of(8), 40)
 
 
-def test_no_tokens() -> None:
-    spec = spec_of(4)
-    inputs = inputs_of(spec, 0)
-    with poisoned_memory():
-        results = coefficients_forward(*inputs, spec)
-        draw, dbase, dscale = coefficients_backward(*inputs, *results, spec)
-    assert [list(part.shape) for part in results] == [[0, 4], [0, 4], [0, 4, 4]]
-    assert draw.shape == inputs[0].shape
-    assert torch.equal(dbase, torch.zeros_like(dbase)) and torch.equal(dscale, torch.zeros_like(dscale))
-
-
 @pytest.mark.parametrize("name", [gate.name for gate in FUSED])
 def test_gates_of_huge_logits(name: str) -> None:
     """Neither an overflow nor a lost tail: σ(-80) is 1.8e-35, not 0."""
@@ -247,31 +236,6 @@ def test_autograd_with_strided_inputs_and_missing_cotangents() -> None:
     expected = reference_backward((raw, base, scale), (dpre, torch.zeros_like(dpre), dH), spec)
     for one, two in zip(actual, expected, strict=True):
         assert relative_error(one, two) < EXACT
-
-
-def test_only_what_is_needed_has_a_gradient_and_inference_saves_nothing() -> None:
-    spec = spec_of(3)
-    raw, base, scale = inputs_of(spec, 5)
-    pre, _, _ = fused_coefficients(raw.requires_grad_(), base, scale, spec)
-    pre.sum().backward()
-    assert raw.grad is not None and base.grad is None and scale.grad is None
-    with torch.no_grad():
-        assert all(part.grad_fn is None for part in fused_coefficients(raw, base, scale, spec))
-    assert all(part.grad_fn is None for part in fused_coefficients(raw.detach(), base, scale, spec))
-    base.requires_grad_()
-    fused_coefficients(raw.detach(), base, scale, spec)[2].sum().backward()
-    assert base.grad is not None and base.grad.abs().sum() > 0 and scale.grad is None
-
-
-def test_second_derivatives_are_refused() -> None:
-    spec = spec_of(2)
-    raw, base, scale = (part.requires_grad_() for part in inputs_of(spec, 3))
-    H = fused_coefficients(raw, base, scale, spec)[2]
-    (first,) = torch.autograd.grad(H.square().sum(), base, create_graph=True)
-    (plain,) = torch.autograd.grad(reference(raw, base, scale, spec)[2].square().sum(), base)
-    assert relative_error(first.detach(), plain) < EXACT
-    with pytest.raises(RuntimeError, match="no second derivatives.*backend='torch'"):
-        first.sum().backward()
 
 
 def test_an_ordinary_backward_returns_its_gradients_as_they_are() -> None:
