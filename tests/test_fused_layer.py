@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fused_cases import DEVICE, EXACT, EXACT_DTYPE, noting_saved, relative_error
+from fused_cases import DEVICE, EXACT, EXACT_DTYPE, exhaustive, noting_saved, relative_error
 from fused_layer_cases import Cycles, Diagonal, compare, leaves_of, on, streams, twins
 from hyperconn import HyperConnection
 from hyperconn.coefficients import Coefficients
@@ -57,7 +57,9 @@ def coefficients(block: HyperConnection, x: Tensor) -> Coefficients:
 # ------------------------------------------------------------------------------------------- the same numbers
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=exhaustive) if case == "sixteen streams" else case for case in CASES]
+)
 def test_every_case(case: str) -> None:
     fused, reference = twins(**CASES[case])
     with counting_launches() as launched, poisoned_memory():

@@ -45,7 +45,7 @@ BIRKHOFF_OPTIONS: tuple[dict[str, Any], ...] = (
     {"iterations": 6, "eps": 1e-2},
     {"iterations": 6, "eps": 1e-2, "eps_mode": "softmax", "first_axis": "rows", "finish": "round"},
     DEEPSEEK,
-    {"iterations": 40, "gradient": "implicit"},
+    {"iterations": 9, "gradient": "implicit"},
     {"gradient": "implicit", "finish": "round", "eps": 1e-6},
 )
 
@@ -53,7 +53,7 @@ GATES = tuple(gate for gate in gates.BUILT_IN if gate(n=2).kernel is not None)
 PLAIN = (Stiefel, SpectralSphere, Grassmann, Unconstrained, Identity, *GATES)
 PAIRS: tuple[Map, ...] = (
     *(Birkhoff(n=3, **options) for options in BIRKHOFF_OPTIONS),
-    *(Birkhoff(n=n, finish="round") for n in (1, 4, 5)),
+    *(Birkhoff(n=n, iterations=4, finish="round") for n in (1, 4, 5)),
     *(Permutation(n=n) for n in (1, 3, 4)),
     Kronecker(n=4),
     Kronecker(n=6, factors=(3, Identity(n=1), 2)),
@@ -68,13 +68,13 @@ PAIRS: tuple[Map, ...] = (
     Grassmann(n=4, p=3),
 )
 MORE: tuple[Map, ...] = (
-    *(Birkhoff(n=n, **options) for n in (2, 4, 8) for options in BIRKHOFF_OPTIONS),
+    *(Birkhoff(n=n, **options) for n in (4, 8) for options in BIRKHOFF_OPTIONS),
     *(Birkhoff(n=n, iterations=3, finish="round") for n in range(6, 17)),
     Birkhoff(n=4, iterations=32),
     *(Permutation(n=n) for n in (2, 5, 6)),
     *(Kronecker(n=n) for n in (2, 3, 8, 9, 10, 12, 15, 16)),
     *(Kronecker(n=math.prod(sizes), factors=sizes) for sizes in ((4, 4), (3, 5), (2, 6), (2, 4, 2), (1, 2, 1, 3))),
-    *(kind(n=n) for kind in PLAIN for n in (2, 4, 5, 8, 11, 16)),
+    *(kind(n=n) for kind in PLAIN for n in (2, 5, 8, 16)),
     Stiefel(n=4, generator="full"),
     Stiefel(n=3, method="iterative", alpha=0.3, steps=0),
     SpectralSphere(n=5, isometric=True, gamma=0.3),
@@ -94,12 +94,12 @@ def test_forward_and_backward(subject: Map) -> None:
                 kernel_checks.check_backward(subject, dtype, scale)
 
 
-ONE_OF_A_KIND = tuple({type(subject): subject for subject in reversed(PAIRS) if subject.n == 3}.values())
+# The quickest of a kind, but for the two ways back through the sweeps.
+SWEEPS = (Birkhoff(n=3, iterations=2, finish="round"), Birkhoff(n=3, iterations=2, gradient="implicit"))
+OF_EVERY_KIND = (*(kind(n=3) for kind in PLAIN), Permutation(n=3), Kronecker(n=4), *SWEEPS)
 
 
-@pytest.mark.parametrize(
-    "subject", (*ONE_OF_A_KIND, Kronecker(n=4), Birkhoff(n=3, gradient="implicit")), ids=expression
-)
+@pytest.mark.parametrize("subject", OF_EVERY_KIND, ids=expression)
 def test_tokens_and_bits(subject: Map) -> None:
     kernel_checks.check_tokens(subject)
     kernel_checks.check_repeatable(subject)
@@ -109,8 +109,8 @@ def test_tokens_and_bits(subject: Map) -> None:
 
 def test_what_has_a_pair() -> None:
     """Up to sixteen streams all do, but what would need a program of its own; and a name is enough to find one."""
-    assert len(PAIRS) > 40 and len(MORE) > 100 and {*ONE_OF_A_KIND, Kronecker(n=4)} <= {*PAIRS}
-    assert len(ONE_OF_A_KIND) == len(PLAIN) + 2
+    assert len(PAIRS) > 40 and len(MORE) > 80
+    assert {type(subject) for subject in (*PAIRS, *MORE)} == {type(subject) for subject in OF_EVERY_KIND}
     for subject in (*PAIRS, *MORE):
         assert pair_named(subject.kernel.key) == subject.kernel  # type: ignore[union-attr]
     for kind in (Birkhoff, *PLAIN):

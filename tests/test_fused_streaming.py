@@ -137,8 +137,8 @@ MATRIX = (
     *(
         pytest.param(dtype, n, T, C, marks=exhaustive)
         for dtype in dict.fromkeys((EXACT_DTYPE, torch.float32, *SHORT))
-        for n in (*range(1, 10), 12, 16)
-        for T, C in ((2, 64), (3, 37), (18, 65))
+        for n in (*range(1, 10), 16)
+        for T, C in ((3, 37), (18, 65))
     ),
 )
 
@@ -175,7 +175,7 @@ def test_splits_cover_everything(fewest: int) -> None:
         assert count == 1 or (count <= 32 and each >= fewest * step)
 
 
-@pytest.mark.parametrize(("n", "programs"), ((3, 512), (4, 1)))
+@pytest.mark.parametrize(("n", "programs"), ((2, 512), (3, 1)))
 def test_many_programs_and_split_sums(n: int, programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """From programs that walk over all channels, or all tokens, to sums in as many parts as there can be."""
     narrow(monkeypatch, programs)
@@ -333,10 +333,9 @@ def operator_calls(t: Tensors) -> dict[str, list[tuple[Any, ...]]]:
     }
 
 
-@pytest.mark.parametrize(("T", "dtype"), ((0, torch.float32), (3, torch.bfloat16)))
-def test_operators(T: int, dtype: torch.dtype) -> None:
+def test_operators() -> None:
     """Schema, fake results with the real shapes, dtypes and strides, no aliases, no autograd by accident."""
-    calls = operator_calls(tensors(T, 3, 7, dtype))
+    calls = operator_calls(tensors(3, 3, 7, torch.bfloat16))
     registered = {str(op).split(".")[1] for op in vars(fused).values() if isinstance(op, torch._ops.OpOverload)}
     assert set(calls) == registered
     for name, arguments in calls.items():
