@@ -91,11 +91,10 @@ def check(spec: CoefficientSpec, T: int, inputs: Inputs | None = None, tolerance
 
 
 @pytest.mark.parametrize("n", SIZES)
-@pytest.mark.parametrize("T", (1, 3))
-def test_forward_and_backward(n: int, T: int) -> None:
-    check(dataclasses.replace(spec_of(n), transposed=T == 3), T)
-    check(spec_of(n, identity=True), T)
-    check(spec_of(n), T, inputs_of(spec_of(n), T, torch.float32), 2e-5)
+def test_forward_and_backward(n: int) -> None:
+    check(spec_of(n), 1)
+    check(dataclasses.replace(spec_of(n, identity=n == 4), transposed=True), 3)
+    check(spec_of(n), 3, inputs_of(spec_of(n), 3, torch.float32), 2e-5)
 
 
 GATE_PAIRS = tuple(itertools.zip_longest(READ_GATES, WRITE_GATES, fillvalue="linear"))
@@ -173,7 +172,7 @@ def test_what_a_pair_leaves_in_the_padding_is_ignored() -> None:
     check(dataclasses.replace(spec_of(3), pair_key=messy.key), 5)
 
 
-@pytest.mark.parametrize(("most", "programs", "tiles"), ((1, 1, 19), (2, 2, 10), (4096, 19, 1)))
+@pytest.mark.parametrize(("most", "programs", "tiles"), ((2, 2, 10), (4096, 19, 1)))
 def test_several_programs_and_several_tiles_a_program(
     most: int, programs: int, tiles: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
