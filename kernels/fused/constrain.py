@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hyperconn.kernels.fused.launch import Launch
 from hyperconn.kernels.fused.pair import DevicePair
+from hyperconn.kernels.fused.tiles import matrix_entries
 from hyperconn.kernels.fused.tuning import power_of_two
 
 
@@ -22,10 +23,8 @@ def _constrain_forward_kernel(
     p = tl.arange(0, PP)
     inside = (t[:, None] < T) & (p[None, :] < P)
     theta = tl.load(theta_ptr + t[:, None] * P + p[None, :], mask=inside, other=0.0)
-    H = FORWARD(theta, n, N, OPTIONS)
-    i = tl.arange(0, N)
-    entry = t[:, None, None] * (n * n) + i[None, :, None] * n + i[None, None, :]
-    tl.store(H_ptr + entry, H, mask=(t[:, None, None] < T) & (i[None, :, None] < n) & (i[None, None, :] < n))
+    entry, H_inside = matrix_entries(t, T, n, N, False)
+    tl.store(H_ptr + entry, FORWARD(theta, n, N, OPTIONS), mask=H_inside)
 
 
 @triton.jit
@@ -38,11 +37,8 @@ def _constrain_backward_kernel(
     p = tl.arange(0, PP)
     inside = (t[:, None] < T) & (p[None, :] < P)
     theta = tl.load(theta_ptr + t[:, None] * P + p[None, :], mask=inside, other=0.0)
-    i = tl.arange(0, N)
-    entry = t[:, None, None] * (n * n) + i[None, :, None] * n + i[None, None, :]
-    dH = tl.load(
-        dH_ptr + entry, mask=(t[:, None, None] < T) & (i[None, :, None] < n) & (i[None, None, :] < n), other=0.0
-    )
+    entry, dH_inside = matrix_entries(t, T, n, N, False)
+    dH = tl.load(dH_ptr + entry, mask=dH_inside, other=0.0)
     dtheta = BACKWARD(theta, dH, n, N, OPTIONS)
     tl.store(dtheta_ptr + t[:, None] * P + p[None, :], dtheta, mask=inside)
 

@@ -18,28 +18,19 @@ _MAX32, _MAX64 = tl.constexpr((2.0 - 2.0**-23) * 2.0**127), tl.constexpr((2.0 - 
 @triton.jit
 def machine_epsilon(like):
     """``[1, 1, 1]``: ``finfo(like.dtype).eps``."""
-    if like.dtype == tl.float64:
-        return tl.full([1, 1, 1], _EPS64, tl.float64)
-    else:  # noqa: RET505  (both branches are compiled only if the condition is the whole if)
-        return tl.full([1, 1, 1], _EPS32, tl.float32)
+    return tl.full([1, 1, 1], _EPS64 if like.dtype == tl.float64 else _EPS32, like.dtype)
 
 
 @triton.jit
 def smallest_normal(like):
     """``[1, 1, 1]``: ``finfo(like.dtype).tiny``."""
-    if like.dtype == tl.float64:
-        return tl.full([1, 1, 1], _TINY64, tl.float64)
-    else:  # noqa: RET505
-        return tl.full([1, 1, 1], _TINY32, tl.float32)
+    return tl.full([1, 1, 1], _TINY64 if like.dtype == tl.float64 else _TINY32, like.dtype)
 
 
 @triton.jit
 def largest_finite(like):
     """``[1, 1, 1]``: ``finfo(like.dtype).max``."""
-    if like.dtype == tl.float64:
-        return tl.full([1, 1, 1], _MAX64, tl.float64)
-    else:  # noqa: RET505
-        return tl.full([1, 1, 1], _MAX32, tl.float32)
+    return tl.full([1, 1, 1], _MAX64 if like.dtype == tl.float64 else _MAX32, like.dtype)
 
 
 @triton.jit
@@ -47,6 +38,15 @@ def inside_square(n: tl.constexpr, N: tl.constexpr):
     """``[1, N, N]``: True in the n×n corner, False in the padding."""
     i = tl.arange(0, N)
     return (i[None, :, None] < n) & (i[None, None, :] < n)
+
+
+@triton.jit
+def matrix_entries(t, T, n: tl.constexpr, N: tl.constexpr, TRANSPOSED: tl.constexpr):
+    """``[BT, N, N]``: where the entries of the matrices t, or of their transposes, lie in ``[T, n, n]``; and which do."""
+    i = tl.arange(0, N)
+    row, column = i[None, :, None], i[None, None, :]
+    entry = t[:, None, None] * (n * n) + (column * n + row if TRANSPOSED else row * n + column)
+    return entry, (t[:, None, None] < T) & inside_square(n, N)
 
 
 @triton.jit
