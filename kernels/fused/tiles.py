@@ -42,7 +42,7 @@ def inside_square(n: tl.constexpr, N: tl.constexpr):
 
 @triton.jit
 def matrix_entries(t, T, n: tl.constexpr, N: tl.constexpr, TRANSPOSED: tl.constexpr):
-    """``[BT, N, N]``: where the entries of the matrices t, or of their transposes, lie in ``[T, n, n]``; and which do."""
+    """``[BT, N, N]``: where the matrices t, or their transposes, have their entries in ``[T, n, n]``; and the mask."""
     i = tl.arange(0, N)
     row, column = i[None, :, None], i[None, None, :]
     entry = t[:, None, None] * (n * n) + (column * n + row if TRANSPOSED else row * n + column)
