@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -30,3 +31,10 @@ def reference_gradients(function: Callable[..., Tensor], inputs: tuple[Tensor, .
     """Gradients of ``function(*inputs)`` by autograd, in the dtype of the inputs."""
     leaves = [value.detach().requires_grad_() for value in inputs]
     return list(torch.autograd.grad(function(*leaves), leaves, cotangent))
+
+
+@contextmanager
+def noting_saved() -> Iterator[list[Tensor]]:
+    saved: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        yield saved

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,7 +17,6 @@ from healthy_manifold import Circulant
 from hyperconn import HyperConnection
 from hyperconn.kernels.fused.pair import DevicePair
 from hyperconn.manifolds import Manifold
-from hyperconn.manifolds.registry import register, unregister
 from layer_cases import make_block
 
 
@@ -71,7 +69,7 @@ def compare(
     return out
 
 
-# ------------------------------------------------------------------------------------------- manifolds of a plugin
+# ------------------------------------------------------------------------------------------- manifolds of our own
 
 
 @triton.jit
@@ -119,15 +117,3 @@ class Cycles(Circulant):
     """Without a device pair."""
 
     name = "test-cycles"
-
-
-@contextmanager
-def plugins() -> Iterator[None]:
-    """Both are registered in this context."""
-    for manifold in (Diagonal, Cycles):
-        register(manifold.name)(manifold)
-    try:
-        yield
-    finally:
-        for manifold in (Diagonal, Cycles):
-            unregister(manifold.name)

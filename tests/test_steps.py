@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from fused_cases import relative_error
+from fused_cases import noting_saved, relative_error
 from hyperconn.kernels import steps
 from step_cases import (
     CHAINS,
@@ -109,13 +108,6 @@ def test_streams_read_without_autograd_have_no_gradient_when_written(backend: st
 
 
 # ------------------------------------------------------------------------------------------- what is saved
-
-
-@contextmanager
-def noting_saved() -> Iterator[list[Tensor]]:
-    saved: list[Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
-        yield saved
 
 
 @both_backends

@@ -43,19 +43,14 @@ def test_products(T: int, dtype: torch.dtype, bound: float, threads: int) -> Non
         assert torch.equal(dfn, torch.zeros(P, K, dtype=dtype))
 
 
-def test_images_have_a_largest_size(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    flat = operands(300)[0].float()
-    assert thin_products._convolves(flat) == (threads > 1)
-    monkeypatch.setattr(thin_products, "_LARGEST", flat.numel())
-    assert not thin_products._convolves(flat)
-
-
 def test_convolutions_serve_float32_on_several_threads(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And images have a largest size."""
     called = []
     forward, backward = torch.nn.functional.conv2d, torch.nn.grad.conv2d_weight
     monkeypatch.setattr(torch.nn.functional, "conv2d", lambda *a: called.append("weigh") or forward(*a))
     monkeypatch.setattr(thin_products.grad, "conv2d_weight", lambda *a: called.append("sum") or backward(*a))
-    for T, dtype in ((1100, torch.float32), (1100, torch.float64), (255, torch.float32)):
+    monkeypatch.setattr(thin_products, "_LARGEST", 1101 * K)
+    for T, dtype in ((1100, torch.float32), (1101, torch.float32), (1100, torch.float64), (255, torch.float32)):
         flat, fn, dz = (tensor.to(dtype) for tensor in operands(T))
         thin_products.weigh(flat, fn)
         thin_products.sum_of_products(dz, flat)

@@ -129,25 +129,16 @@ def coefficients_forward(
     """``(pre [T, n], post [T, n], H [T, n, n])`` of ``raw [T, P + 1]``; see ``fused_coefficients``."""
     _check(raw, base, scale, spec)
     T, n = raw.shape[0], spec.n
-    pre, post, H = raw.new_empty(T, n), raw.new_empty(T, n), raw.new_empty(T, n, n)
-    pair, pre_gate, post_gate = map(pair_named, (spec.pair_key, spec.pre_key, spec.post_key))
-    BT = tokens_per_program(spec)
+    outputs = {"pre_ptr": raw.new_empty(T, n), "post_ptr": raw.new_empty(T, n), "H_ptr": raw.new_empty(T, n, n)}
+    constants = _constants(spec, "forward")
     Launch(
         _coefficients_forward_kernel,
-        (triton.cdiv(T, BT),),
-        {
-            "raw_ptr": raw.contiguous(), "base_ptr": base.contiguous(), "scale_ptr": scale.contiguous(),
-            "pre_ptr": pre, "post_ptr": post, "H_ptr": H, "T": T, "width": spec.width,
-            "post_gain": float(post_gain),
-        },
-        {
-            "PRE": pre_gate.forward, "PRE_OPTIONS": pre_gate.options, "POST": post_gate.forward,
-            "POST_OPTIONS": post_gate.options, "CONSTRAIN": pair.forward, "OPTIONS": pair.options, **_layout(spec),
-            "PRE_EPS": spec.pre_eps, "POST_EPS": spec.post_eps, "BT": BT,
-        },
+        (triton.cdiv(T, constants["BT"]),),
+        {**_inputs(raw, base, scale, spec, post_gain), **outputs},
+        {**constants, "PRE_EPS": spec.pre_eps, "POST_EPS": spec.post_eps},
         num_warps=_warps(spec),
-    ).run()  # fmt: skip
-    return pre, post, H
+    ).run()
+    return outputs["pre_ptr"], outputs["post_ptr"], outputs["H_ptr"]
 
 
 def coefficients_backward(
@@ -172,27 +163,21 @@ def coefficients_backward(
     """
     _check(raw, base, scale, spec)
     T, P = raw.shape[0], spec.coordinates
-    raw = raw.contiguous()
-    draw, dbase, dscale = torch.empty_like(raw), base.new_empty(P), scale.new_empty(len(spec.sizes))
-    pair, pre_gate, post_gate = map(pair_named, (spec.pair_key, spec.pre_key, spec.post_key))
-    BT = tokens_per_program(spec)
-    tiles = max(1, triton.cdiv(T, BT * _MOST_PROGRAMS))
-    programs = triton.cdiv(T, BT * tiles)
+    draw = torch.empty_like(raw, memory_format=torch.contiguous_format)
+    dbase, dscale = base.new_empty(P), scale.new_empty(len(spec.sizes))
+    constants = _constants(spec, "backward")
+    tiles = max(1, triton.cdiv(T, constants["BT"] * _MOST_PROGRAMS))
+    programs = triton.cdiv(T, constants["BT"] * tiles)
     partial = raw.new_empty(programs, 2, P)
+    given = {"dpre_ptr": dpre.contiguous(), "dpost_ptr": dpost.contiguous(), "dH_ptr": dH.contiguous()}
     Launch(
         _coefficients_backward_kernel,
         (programs,),
         {
-            "raw_ptr": raw, "base_ptr": base.contiguous(), "scale_ptr": scale.contiguous(),
-            "dpre_ptr": dpre.contiguous(), "dpost_ptr": dpost.contiguous(), "dH_ptr": dH.contiguous(),
-            "draw_ptr": draw, "partial_ptr": partial, "T": T, "width": spec.width, "tiles": tiles,
-            "post_gain": float(post_gain),
+            **_inputs(raw, base, scale, spec, post_gain), **given,
+            "draw_ptr": draw, "partial_ptr": partial, "tiles": tiles,
         },
-        {
-            "PRE": pre_gate.backward, "PRE_OPTIONS": pre_gate.options, "POST": post_gate.backward,
-            "POST_OPTIONS": post_gate.options, "CONSTRAIN": pair.backward, "OPTIONS": pair.options, **_layout(spec),
-            "BT": BT,
-        },
+        constants,
         num_warps=_warps(spec),
     ).run()  # fmt: skip
     ends = [sum(spec.sizes[:k]) for k in range(len(spec.sizes) + 1)]
@@ -231,18 +216,25 @@ def _padded(sizes: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(power_of_two(size) for size in sizes)
 
 
-def _layout(spec: CoefficientSpec) -> dict[str, Any]:
+def _inputs(raw: Tensor, base: Tensor, scale: Tensor, spec: CoefficientSpec, post_gain: float) -> dict[str, Any]:
+    """Run-time arguments of either kernel; the gain is one, so that a schedule compiles nothing."""
+    tensors = {"raw_ptr": raw.contiguous(), "base_ptr": base.contiguous(), "scale_ptr": scale.contiguous()}
+    return {**tensors, "T": raw.shape[0], "width": spec.width, "post_gain": float(post_gain)}
+
+
+def _constants(spec: CoefficientSpec, direction: str) -> dict[str, Any]:
+    """What either kernel is compiled for; ``direction`` is that of the functions of the pairs."""
+    pair, pre_gate, post_gate = map(pair_named, (spec.pair_key, spec.pre_key, spec.post_key))
     residual = spec.sizes[2:]
     return {
-        "n": spec.n,
-        "N": power_of_two(spec.n),
-        "SIZES": _part_sizes(spec),
-        "PADDED": _padded(_part_sizes(spec)),
+        "PRE": getattr(pre_gate, direction), "PRE_OPTIONS": pre_gate.options,
+        "POST": getattr(post_gate, direction), "POST_OPTIONS": post_gate.options,
+        "CONSTRAIN": getattr(pair, direction), "OPTIONS": pair.options,
+        "n": spec.n, "N": power_of_two(spec.n), "SIZES": _part_sizes(spec), "PADDED": _padded(_part_sizes(spec)),
         "STARTS": tuple(sum(residual[:k]) for k in range(len(residual))),
-        "NORM_EPS": spec.norm_eps,
-        "OUTSIDE": spec.norm_eps_outside,
-        "TRANSPOSED": spec.transposed,
-    }
+        "NORM_EPS": spec.norm_eps, "OUTSIDE": spec.norm_eps_outside, "TRANSPOSED": spec.transposed,
+        "BT": tokens_per_program(spec),
+    }  # fmt: skip
 
 
 def _check(raw: Tensor, base: Tensor, scale: Tensor, spec: CoefficientSpec) -> None:
@@ -264,9 +256,7 @@ def _check(raw: Tensor, base: Tensor, scale: Tensor, spec: CoefficientSpec) -> N
             )
 
 
-def _forward_fake(
-    raw: Tensor, base: Tensor, scale: Tensor, post_gain: float, pair_key: str, n: int, *rest: Any
-) -> tuple[Tensor, ...]:
+def _forward_fake(raw: Tensor, base: Tensor, scale: Tensor, gain: float, key: str, n: int, *rest: Any) -> Any:
     T = raw.shape[0]
     return raw.new_empty(T, n), raw.new_empty(T, n), raw.new_empty(T, n, n)
 

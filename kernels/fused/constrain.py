@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -14,17 +15,23 @@ from hyperconn.kernels.fused.tuning import power_of_two
 
 
 @triton.jit
+def _entries(n: tl.constexpr, N: tl.constexpr, P: tl.constexpr, PP: tl.constexpr, BT: tl.constexpr, T):
+    """Offsets and masks of a tile: of the coordinates, ``[BT, PP]``, and of the matrices, ``[BT, N, N]``."""
+    t = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT)
+    p = tl.arange(0, PP)
+    entry, inside = matrix_entries(t, T, n, N, False)
+    return t[:, None] * P + p[None, :], (t[:, None] < T) & (p[None, :] < P), entry, inside
+
+
+@triton.jit
 def _constrain_forward_kernel(
     theta_ptr, H_ptr, T,
     FORWARD: tl.constexpr, OPTIONS: tl.constexpr,
     n: tl.constexpr, N: tl.constexpr, P: tl.constexpr, PP: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
-    t = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT)
-    p = tl.arange(0, PP)
-    inside = (t[:, None] < T) & (p[None, :] < P)
-    theta = tl.load(theta_ptr + t[:, None] * P + p[None, :], mask=inside, other=0.0)
-    entry, H_inside = matrix_entries(t, T, n, N, False)
-    tl.store(H_ptr + entry, FORWARD(theta, n, N, OPTIONS), mask=H_inside)
+    coordinate, coordinate_inside, entry, inside = _entries(n, N, P, PP, BT, T)
+    theta = tl.load(theta_ptr + coordinate, mask=coordinate_inside, other=0.0)
+    tl.store(H_ptr + entry, FORWARD(theta, n, N, OPTIONS), mask=inside)
 
 
 @triton.jit
@@ -33,14 +40,10 @@ def _constrain_backward_kernel(
     BACKWARD: tl.constexpr, OPTIONS: tl.constexpr,
     n: tl.constexpr, N: tl.constexpr, P: tl.constexpr, PP: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
-    t = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT)
-    p = tl.arange(0, PP)
-    inside = (t[:, None] < T) & (p[None, :] < P)
-    theta = tl.load(theta_ptr + t[:, None] * P + p[None, :], mask=inside, other=0.0)
-    entry, dH_inside = matrix_entries(t, T, n, N, False)
-    dH = tl.load(dH_ptr + entry, mask=dH_inside, other=0.0)
-    dtheta = BACKWARD(theta, dH, n, N, OPTIONS)
-    tl.store(dtheta_ptr + t[:, None] * P + p[None, :], dtheta, mask=inside)
+    coordinate, coordinate_inside, entry, inside = _entries(n, N, P, PP, BT, T)
+    theta = tl.load(theta_ptr + coordinate, mask=coordinate_inside, other=0.0)
+    dH = tl.load(dH_ptr + entry, mask=inside, other=0.0)
+    tl.store(dtheta_ptr + coordinate, BACKWARD(theta, dH, n, N, OPTIONS), mask=coordinate_inside)
 
 
 def tokens_per_program(n: int, coordinates: int) -> int:
@@ -55,31 +58,22 @@ def tokens_per_program(n: int, coordinates: int) -> int:
 
 def constrain_forward(theta: Tensor, pair: DevicePair, n: int) -> Tensor:
     """``theta [T, P]`` float32 to ``H [T, n, n]``."""
-    (T, P), theta = theta.shape, theta.contiguous()
-    H = theta.new_empty(T, n, n)
-    BT = tokens_per_program(n, P)
-    Launch(
-        _constrain_forward_kernel,
-        (triton.cdiv(T, BT),),
-        {"theta_ptr": theta, "H_ptr": H, "T": T},
-        {"FORWARD": pair.forward, "OPTIONS": pair.options, **_sizes(n, P), "BT": BT},
-    ).run()
+    H = theta.new_empty(len(theta), n, n)
+    tensors = {"theta_ptr": theta.contiguous(), "H_ptr": H}
+    _launch(_constrain_forward_kernel, tensors, {"FORWARD": pair.forward, "OPTIONS": pair.options}, theta, n)
     return H
 
 
 def constrain_backward(theta: Tensor, dH: Tensor, pair: DevicePair, n: int) -> Tensor:
     """Gradient ``[T, P]`` of ``theta [T, P]`` from that of H, ``dH [T, n, n]``."""
-    (T, P), theta, dH = theta.shape, theta.contiguous(), dH.contiguous()
-    dtheta = torch.empty_like(theta)
-    BT = tokens_per_program(n, P)
-    Launch(
-        _constrain_backward_kernel,
-        (triton.cdiv(T, BT),),
-        {"theta_ptr": theta, "dH_ptr": dH, "dtheta_ptr": dtheta, "T": T},
-        {"BACKWARD": pair.backward, "OPTIONS": pair.options, **_sizes(n, P), "BT": BT},
-    ).run()
+    dtheta = theta.new_empty(theta.shape)
+    tensors = {"theta_ptr": theta.contiguous(), "dH_ptr": dH.contiguous(), "dtheta_ptr": dtheta}
+    _launch(_constrain_backward_kernel, tensors, {"BACKWARD": pair.backward, "OPTIONS": pair.options}, theta, n)
     return dtheta
 
 
-def _sizes(n: int, P: int) -> dict[str, int]:
-    return {"n": n, "N": power_of_two(n), "P": P, "PP": power_of_two(P)}
+def _launch(kernel: Any, tensors: dict[str, Tensor], pair: dict[str, Any], theta: Tensor, n: int) -> None:
+    T, P = theta.shape
+    BT = tokens_per_program(n, P)
+    sizes = {"n": n, "N": power_of_two(n), "P": P, "PP": power_of_two(P), "BT": BT}
+    Launch(kernel, (triton.cdiv(T, BT),), {**tensors, "T": T}, {**pair, **sizes}).run()

@@ -1,4 +1,4 @@
-"""Tiles in registers: windows of a flat vector, square matrices in it, saturation, the limits of a dtype.
+"""Tiles in registers: streams, windows of a flat vector, square matrices in it, saturation, the limits of a dtype.
 
 Everything is selected by masks and sums over one axis: registers cannot be indexed by what is computed at run time. A
 selection is a ``where``, never a product with 0 and 1, so that NaN in one place does not spread to others.
@@ -31,6 +31,26 @@ def smallest_normal(like):
 def largest_finite(like):
     """``[1, 1, 1]``: ``finfo(like.dtype).max``."""
     return tl.full([1, 1, 1], _MAX64 if like.dtype == tl.float64 else _MAX32, like.dtype)
+
+
+@triton.jit
+def zeros(count: tl.constexpr, shape: tl.constexpr, dtype: tl.constexpr):
+    """A tuple of ``count`` tiles of zeros."""
+    tiles = ()
+    for _ in tl.static_range(count):
+        tiles = tiles + (tl.zeros(shape, dtype),)  # noqa: RUF005  (what the compiler of kernels can do to tuples)
+    return tiles
+
+
+@triton.jit
+def streams_of(x_ptr, t, c, T, C, n: tl.constexpr, dtype: tl.constexpr):
+    """The n streams of a tile of tokens t and channels c: a tuple of ``[BT, BC]``."""
+    streams = ()
+    inside = (t[:, None] < T) & (c[None, :] < C)
+    for i in tl.static_range(n):
+        x = tl.load(x_ptr + (t[:, None] * n + i) * C + c[None, :], mask=inside, other=0.0)
+        streams = streams + (x.to(dtype),)  # noqa: RUF005
+    return streams
 
 
 @triton.jit

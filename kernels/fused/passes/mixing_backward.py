@@ -7,6 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hyperconn.kernels.fused.launch import Launch
+from hyperconn.kernels.fused.tiles import streams_of, zeros
 from hyperconn.kernels.fused.tuning import accumulator, channel_tile, splits
 
 
@@ -19,19 +20,12 @@ def _mixing_backward_kernel(
     split = tl.program_id(1)
     first = tl.program_id(2) * ROWS
     DTYPE: tl.constexpr = dpre_ptr.dtype.element_ty
-    dH = ()
-    for _ in tl.static_range(ROWS * n):
-        dH = dH + (tl.zeros([BT], DTYPE),)  # noqa: RUF005
-    dpre = ()
-    for _ in tl.static_range(n):
-        dpre = dpre + (tl.zeros([BT], DTYPE),)  # noqa: RUF005
+    dH = zeros(ROWS * n, [BT], DTYPE)
+    dpre = zeros(n, [BT], DTYPE)
     for start in range(split * LENGTH, tl.minimum((split + 1) * LENGTH, C), BC):
         c = start + tl.arange(0, BC)
         inside = (t[:, None] < T) & (c[None, :] < C)
-        streams = ()
-        for j in tl.static_range(n):
-            x = tl.load(x_ptr + (t[:, None] * n + j) * C + c[None, :], mask=inside, other=0.0)
-            streams = streams + (x.to(DTYPE),)  # noqa: RUF005
+        streams = streams_of(x_ptr, t, c, T, C, n, DTYPE)
         if HAS_G:
             grown = ()
             for i in tl.static_range(ROWS):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hyperconn.kernels.fused.launch import Launch
 from hyperconn.kernels.fused.passes.dots import accumulate_dot
+from hyperconn.kernels.fused.tiles import streams_of, zeros
 from hyperconn.kernels.fused.tuning import accumulator, channel_tile, is_short, power_of_two, splits
 
 # Rows of dfn, padded and over all streams, that a program can keep beside what it works on without spilling.
@@ -62,16 +63,13 @@ def _streams_backward_kernel(
     DTYPE: tl.constexpr = dfn_ptr.dtype.element_ty
     dfn = ()
     if WITH_DFN:
-        for _ in tl.static_range(n):
-            dfn = dfn + (tl.zeros([PB, BC], DTYPE),)  # noqa: RUF005
+        dfn = zeros(n, [PB, BC], DTYPE)
     for start in range(split * LENGTH, tl.minimum((split + 1) * LENGTH, T), BT):
         t = (start + tl.arange(0, BT)).to(tl.int64)
         inside = (t[:, None] < T) & (c[None, :] < C)
         written = ()
         if HAS_G:
-            for i in tl.static_range(n):
-                G = tl.load(G_ptr + (t[:, None] * n + i) * C + c[None, :], mask=inside, other=0.0)
-                written = written + (G.to(DTYPE),)  # noqa: RUF005
+            written = streams_of(G_ptr, t, c, T, C, n, DTYPE)
         du = tl.zeros([BT, BC], DTYPE)
         if HAS_DU:
             du = tl.load(du_ptr + t[:, None] * C + c[None, :], mask=inside, other=0.0).to(DTYPE)

@@ -5,6 +5,8 @@ Results are differentiable once; a second derivative is refused with a clear err
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -24,15 +26,9 @@ def _raw_like(x: Tensor, fn: Tensor) -> Tensor:
     return x.new_empty(x.shape[0], fn.shape[0] + 1, dtype=dtype)
 
 
-_project_op = register(
-    "project(Tensor x, Tensor fn) -> Tensor",
-    _project.project,
-    _raw_like,
-)
+_project_op = register("project(Tensor x, Tensor fn) -> Tensor", _project.project, _raw_like)
 _read_op = register(
-    "read(Tensor x, Tensor pre) -> Tensor",
-    _read.read,
-    lambda x, pre: x.new_empty(x.shape[0], x.shape[2]),
+    "read(Tensor x, Tensor pre) -> Tensor", _read.read, lambda x, pre: x.new_empty(x.shape[0], x.shape[2])
 )
 _write_op = register(
     "write(Tensor x, Tensor H, Tensor post, Tensor y) -> Tensor",
@@ -58,23 +54,12 @@ def _mixing_fake(x: Tensor, G: Tensor | None, du: Tensor | None) -> tuple[Tensor
 
 
 _mixing_backward_op = register(
-    "mixing_backward(Tensor x, Tensor? G, Tensor? du) -> (Tensor, Tensor)",
-    _mixing.mixing_backward,
-    _mixing_fake,
+    "mixing_backward(Tensor x, Tensor? G, Tensor? du) -> (Tensor, Tensor)", _mixing.mixing_backward, _mixing_fake
 )
 
 
-def _project_backward_fake(
-    x: Tensor,
-    H: Tensor | None,
-    G: Tensor | None,
-    pre: Tensor | None,
-    du: Tensor | None,
-    fn: Tensor | None,
-    draw: Tensor | None,
-    needs_x: bool,
-    needs_fn: bool,
-) -> tuple[Tensor, Tensor]:
+def _project_backward_fake(x: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    *_, fn, _draw, needs_x, needs_fn = others
     dx = x.new_empty(x.shape[0] if needs_x else 0, *x.shape[1:])
     return dx, torch.empty_like(fn) if needs_fn and fn is not None else x.new_empty(0, x.shape[1] * x.shape[2])
 

@@ -10,21 +10,11 @@ from torch import Tensor
 from hyperconn.kernels.fused.launch import Launch
 from hyperconn.kernels.fused.passes.dots import accumulate_dot
 from hyperconn.kernels.fused.passes.project import project
+from hyperconn.kernels.fused.tiles import streams_of
 from hyperconn.kernels.fused.tuning import accumulator, channel_tile, is_short, power_of_two, splits
 
 # Projections that a program can accumulate while it writes; beyond them the next layer makes a pass of its own.
 MAX_FUSED_PROJECTIONS = 128
-
-
-@triton.jit
-def _streams_of(x_ptr, t, c, T, C, n: tl.constexpr, DTYPE: tl.constexpr):
-    """The n streams of a tile of tokens and channels: a tuple of ``[BT, BC]``."""
-    streams = ()
-    inside = (t[:, None] < T) & (c[None, :] < C)
-    for i in tl.static_range(n):
-        x = tl.load(x_ptr + (t[:, None] * n + i) * C + c[None, :], mask=inside, other=0.0)
-        streams = streams + (x.to(DTYPE),)  # noqa: RUF005  (what the compiler of kernels can do to tuples)
-    return streams
 
 
 @triton.jit
@@ -47,7 +37,7 @@ def _write_kernel(
     inside = (t[:, None] < T) & (c[None, :] < C)
     DTYPE: tl.constexpr = H_ptr.dtype.element_ty
     y = tl.load(y_ptr + t[:, None] * C + c[None, :], mask=inside, other=0.0).to(DTYPE)
-    streams = _streams_of(x_ptr, t, c, T, C, n, DTYPE)
+    streams = streams_of(x_ptr, t, c, T, C, n, DTYPE)
     if n <= 4:
         for j in tl.static_range(n):
             written = _written_stream(streams, H_ptr, post_ptr, y, t, T, j, n).to(out_ptr.dtype.element_ty)
@@ -73,7 +63,7 @@ def _write_project_kernel(
         c = start + tl.arange(0, BC)
         inside = (t[:, None] < T) & (c[None, :] < C)
         y = tl.load(y_ptr + t[:, None] * C + c[None, :], mask=inside, other=0.0).to(DTYPE)
-        streams = _streams_of(x_ptr, t, c, T, C, n, DTYPE)
+        streams = streams_of(x_ptr, t, c, T, C, n, DTYPE)
         for j in range(n):
             written = _written_stream(streams, H_ptr, post_ptr, y, t, T, j, n).to(out_ptr.dtype.element_ty)
             tl.store(out_ptr + (t[:, None] * n + j) * C + c[None, :], written, mask=inside)

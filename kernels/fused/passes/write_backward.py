@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hyperconn.kernels.fused.launch import Launch
+from hyperconn.kernels.fused.tiles import zeros
 from hyperconn.kernels.fused.tuning import channel_tile, power_of_two, splits
 
 
@@ -18,9 +19,7 @@ def _write_backward_kernel(
     t = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT)
     split = tl.program_id(1)
     DTYPE: tl.constexpr = post_ptr.dtype.element_ty
-    sums = ()
-    for _ in tl.static_range(n):
-        sums = sums + (tl.zeros([BT, BC], DTYPE),)  # noqa: RUF005
+    sums = zeros(n, [BT, BC], DTYPE)
     for start in range(split * LENGTH, tl.minimum((split + 1) * LENGTH, C), BC):
         c = start + tl.arange(0, BC)
         inside = (t[:, None] < T) & (c[None, :] < C)
