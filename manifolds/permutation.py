@@ -109,9 +109,9 @@ class Permutation(Manifold):
     @property
     def kernel(self) -> Any:
         # Here and not above: nothing but the fused kernels may need triton.
-        from hyperconn.kernels.fused.maps.permutation import permutation_pair
+        from hyperconn.kernels.fused.maps.kronecker import kronecker_pair
 
-        return permutation_pair(self.n)
+        return kronecker_pair([self.n])
 
     def identity_coordinates(self) -> list[float]:
         return self.initial_coordinates(_FAR)

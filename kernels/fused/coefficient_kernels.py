@@ -10,6 +10,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from hyperconn.kernels.fused.tiles import matrix_entries
+
 
 @triton.jit
 def _scale_of_coordinate(
@@ -24,18 +26,13 @@ def _scale_of_coordinate(
 
 
 @triton.jit
-def _raw_part(raw_ptr, t, T, P, OFFSET: tl.constexpr, SIZE: tl.constexpr, PADDED: tl.constexpr):
-    """``[BT, PADDED]``: the SIZE projections from OFFSET on."""
+def _logits_part(
+    raw_ptr, base_ptr, inverse_rms, scale, t, T, P, OFFSET: tl.constexpr, SIZE: tl.constexpr, PADDED: tl.constexpr
+):  # fmt: skip
+    """``[BT, PADDED]``: the SIZE normalised projections from OFFSET on, and their logits."""
     p = tl.arange(0, PADDED)
     inside = (t[:, None] < T) & (p[None, :] < SIZE)
-    return tl.load(raw_ptr + t[:, None] * (P + 1) + (OFFSET + p[None, :]), mask=inside, other=0.0)
-
-
-@triton.jit
-def _logits_part(raw, inverse_rms, scale, base_ptr, OFFSET: tl.constexpr, SIZE: tl.constexpr, PADDED: tl.constexpr):
-    """``[BT, PADDED]`` normalised projections, and logits."""
-    p = tl.arange(0, PADDED)
-    z = raw * inverse_rms[:, None]
+    z = tl.load(raw_ptr + t[:, None] * (P + 1) + (OFFSET + p[None, :]), mask=inside, other=0.0) * inverse_rms[:, None]
     base = tl.load(base_ptr + OFFSET + p, mask=p < SIZE, other=0.0)
     return z, tl.where(p[None, :] < SIZE, scale[None, :] * z + base[None, :], 0.0)
 
@@ -81,41 +78,21 @@ def _coefficients_forward_kernel(
     inverse_rms, _ = _inverse_rms(raw_ptr, t, T, P, width, NORM_EPS, OUTSIDE)
 
     # pre = gate(scale₀ z + base) + eps
-    raw = _raw_part(raw_ptr, t, T, P, 0, SIZES[0], PADDED[0])
     scale = _scale_of_coordinate(scale_ptr, SIZES[0], PADDED[0], 0, (0,))
-    _, logits = _logits_part(raw, inverse_rms, scale, base_ptr, 0, SIZES[0], PADDED[0])
+    _, logits = _logits_part(raw_ptr, base_ptr, inverse_rms, scale, t, T, P, 0, SIZES[0], PADDED[0])
     tl.store(pre_ptr + vector_entry, PRE(logits, n, N, PRE_OPTIONS) + PRE_EPS, mask=vector_inside)
 
     # post = gain gate(scale₁ z + base) + eps
-    raw = _raw_part(raw_ptr, t, T, P, POST_AT, SIZES[1], PADDED[1])
     scale = _scale_of_coordinate(scale_ptr, SIZES[1], PADDED[1], 1, (0,))
-    _, logits = _logits_part(raw, inverse_rms, scale, base_ptr, POST_AT, SIZES[1], PADDED[1])
+    _, logits = _logits_part(raw_ptr, base_ptr, inverse_rms, scale, t, T, P, POST_AT, SIZES[1], PADDED[1])
     post = post_gain * POST(logits, n, N, POST_OPTIONS) + POST_EPS
     tl.store(post_ptr + vector_entry, post, mask=vector_inside)
 
     # H = constraint(scale_g z + base), transposed where the config says so
-    raw = _raw_part(raw_ptr, t, T, P, THETA_AT, SIZES[2], PADDED[2])
     scale = _scale_of_coordinate(scale_ptr, SIZES[2], PADDED[2], 2, STARTS)
-    _, theta = _logits_part(raw, inverse_rms, scale, base_ptr, THETA_AT, SIZES[2], PADDED[2])
-    tl.store(
-        H_ptr + _matrix_entry(t, n, N, TRANSPOSED), CONSTRAIN(theta, n, N, OPTIONS), mask=_matrix_inside(t, T, n, N)
-    )
-
-
-@triton.jit
-def _matrix_entry(t, n: tl.constexpr, N: tl.constexpr, TRANSPOSED: tl.constexpr):
-    """``[BT, N, N]`` offsets of the entries of H, or of its transpose, in ``[T, n, n]``."""
-    i = tl.arange(0, N)
-    if TRANSPOSED:
-        return t[:, None, None] * (n * n) + i[None, None, :] * n + i[None, :, None]
-    else:  # noqa: RET505
-        return t[:, None, None] * (n * n) + i[None, :, None] * n + i[None, None, :]
-
-
-@triton.jit
-def _matrix_inside(t, T, n: tl.constexpr, N: tl.constexpr):
-    i = tl.arange(0, N)
-    return (t[:, None, None] < T) & (i[None, :, None] < n) & (i[None, None, :] < n)
+    _, theta = _logits_part(raw_ptr, base_ptr, inverse_rms, scale, t, T, P, THETA_AT, SIZES[2], PADDED[2])
+    entry, inside = matrix_entries(t, T, n, N, TRANSPOSED)
+    tl.store(H_ptr + entry, CONSTRAIN(theta, n, N, OPTIONS), mask=inside)
 
 
 @triton.jit
@@ -172,8 +149,7 @@ def _coefficients_backward_kernel(
         vector_inside = (t[:, None] < T) & (i[None, :] < n)
         inverse_rms, slope = _inverse_rms(raw_ptr, t, T, P, width, NORM_EPS, OUTSIDE)
 
-        raw = _raw_part(raw_ptr, t, T, P, 0, SIZES[0], PADDED[0])
-        z, logits = _logits_part(raw, inverse_rms, pre_scale, base_ptr, 0, SIZES[0], PADDED[0])
+        z, logits = _logits_part(raw_ptr, base_ptr, inverse_rms, pre_scale, t, T, P, 0, SIZES[0], PADDED[0])
         dpre = tl.load(dpre_ptr + vector_entry, mask=vector_inside, other=0.0)
         z_dz, dbase, dscale = _raw_gradient_part(
             draw_ptr, z, PRE(logits, dpre, n, N, PRE_OPTIONS), pre_scale, inverse_rms, t, T, P, 0, SIZES[0], PADDED[0]
@@ -182,8 +158,7 @@ def _coefficients_backward_kernel(
         pre_dbase += dbase
         pre_dscale += dscale
 
-        raw = _raw_part(raw_ptr, t, T, P, POST_AT, SIZES[1], PADDED[1])
-        z, logits = _logits_part(raw, inverse_rms, post_scale, base_ptr, POST_AT, SIZES[1], PADDED[1])
+        z, logits = _logits_part(raw_ptr, base_ptr, inverse_rms, post_scale, t, T, P, POST_AT, SIZES[1], PADDED[1])
         dpost = tl.load(dpost_ptr + vector_entry, mask=vector_inside, other=0.0) * post_gain
         dlogits = POST(logits, dpost, n, N, POST_OPTIONS)
         z_dz, dbase, dscale = _raw_gradient_part(
@@ -193,10 +168,9 @@ def _coefficients_backward_kernel(
         post_dbase += dbase
         post_dscale += dscale
 
-        raw = _raw_part(raw_ptr, t, T, P, THETA_AT, SIZES[2], PADDED[2])
-        z, theta = _logits_part(raw, inverse_rms, theta_scale, base_ptr, THETA_AT, SIZES[2], PADDED[2])
-        dH = tl.load(dH_ptr + _matrix_entry(t, n, N, TRANSPOSED), mask=_matrix_inside(t, T, n, N), other=0.0)
-        dtheta = CONSTRAIN(theta, dH, n, N, OPTIONS)
+        z, theta = _logits_part(raw_ptr, base_ptr, inverse_rms, theta_scale, t, T, P, THETA_AT, SIZES[2], PADDED[2])
+        entry, inside = matrix_entries(t, T, n, N, TRANSPOSED)
+        dtheta = CONSTRAIN(theta, tl.load(dH_ptr + entry, mask=inside, other=0.0), n, N, OPTIONS)
         z_dz, dbase, dscale = _raw_gradient_part(
             draw_ptr, z, dtheta, theta_scale, inverse_rms, t, T, P, THETA_AT, SIZES[2], PADDED[2]
         )

@@ -256,16 +256,6 @@ def _check(raw: Tensor, base: Tensor, scale: Tensor, spec: CoefficientSpec) -> N
             )
 
 
-def _forward_op(raw: Tensor, base: Tensor, scale: Tensor, gain: float, *spec: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return coefficients_forward(raw, base, scale, CoefficientSpec.from_arguments(*spec), gain)
-
-
-def _backward_op(
-    raw: Tensor, base: Tensor, scale: Tensor, dpre: Tensor, dpost: Tensor, dH: Tensor, gain: float, *spec: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    return coefficients_backward(raw, base, scale, dpre, dpost, dH, CoefficientSpec.from_arguments(*spec), gain)
-
-
 def _forward_fake(raw: Tensor, base: Tensor, scale: Tensor, gain: float, key: str, n: int, *rest: Any) -> Any:
     T = raw.shape[0]
     return raw.new_empty(T, n), raw.new_empty(T, n), raw.new_empty(T, n, n)
@@ -281,12 +271,16 @@ _REST = (
 )
 _forward = register(
     f"coefficients_forward(Tensor raw, Tensor base, Tensor scale, {_REST}) -> (Tensor, Tensor, Tensor)",
-    _forward_op,
+    lambda raw, base, scale, gain, *spec: coefficients_forward(
+        raw, base, scale, CoefficientSpec.from_arguments(*spec), gain
+    ),
     _forward_fake,
 )
 _backward = register(
     "coefficients_backward(Tensor raw, Tensor base, Tensor scale, Tensor dpre, Tensor dpost, Tensor dH, "
     f"{_REST}) -> (Tensor, Tensor, Tensor)",
-    _backward_op,
+    lambda raw, base, scale, dpre, dpost, dH, gain, *spec: coefficients_backward(
+        raw, base, scale, dpre, dpost, dH, CoefficientSpec.from_arguments(*spec), gain
+    ),
     _backward_fake,
 )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hyperconn.kernels.fused.launch import Launch
 from hyperconn.kernels.fused.pair import DevicePair
+from hyperconn.kernels.fused.tiles import matrix_entries
 from hyperconn.kernels.fused.tuning import power_of_two
 
 
@@ -17,9 +18,8 @@ from hyperconn.kernels.fused.tuning import power_of_two
 def _entries(n: tl.constexpr, N: tl.constexpr, P: tl.constexpr, PP: tl.constexpr, BT: tl.constexpr, T):
     """Offsets and masks of a tile: of the coordinates, ``[BT, PP]``, and of the matrices, ``[BT, N, N]``."""
     t = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT)
-    p, i = tl.arange(0, PP), tl.arange(0, N)
-    entry = t[:, None, None] * (n * n) + i[None, :, None] * n + i[None, None, :]
-    inside = (t[:, None, None] < T) & (i[None, :, None] < n) & (i[None, None, :] < n)
+    p = tl.arange(0, PP)
+    entry, inside = matrix_entries(t, T, n, N, False)
     return t[:, None] * P + p[None, :], (t[:, None] < T) & (p[None, :] < P), entry, inside
 
 

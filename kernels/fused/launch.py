@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,10 +31,11 @@ class Launch:
     constants: Mapping[str, Any]
     num_warps: int = 4
     num_stages: int = 2
-    name: str = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "name", getattr(self.kernel, "__name__", str(self.kernel)))
+    @property
+    def name(self) -> str:
+        """What the kernel is called."""
+        return getattr(self.kernel, "__name__", str(self.kernel))
 
     def run(self) -> None:
         """Launch, or hand over to whoever records."""

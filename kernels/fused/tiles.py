@@ -61,6 +61,15 @@ def inside_square(n: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
+def matrix_entries(t, T, n: tl.constexpr, N: tl.constexpr, TRANSPOSED: tl.constexpr):
+    """``[BT, N, N]``: where the matrices t, or their transposes, have their entries in ``[T, n, n]``; and the mask."""
+    i = tl.arange(0, N)
+    row, column = i[None, :, None], i[None, None, :]
+    entry = t[:, None, None] * (n * n) + (column * n + row if TRANSPOSED else row * n + column)
+    return entry, (t[:, None, None] < T) & inside_square(n, N)
+
+
+@triton.jit
 def row_of(square, row):
     """``[BT, N]``: row ``row`` of ``square [BT, N, N]``."""
     i = tl.arange(0, square.shape[1])

@@ -52,22 +52,12 @@ def softmax_last_backward(S, dS):
 
 @triton.jit
 def _sigmoid_forward(logits, n: tl.constexpr, N: tl.constexpr, OPTIONS: tl.constexpr):
-    return sigmoid(logits)
+    return OPTIONS[0] * sigmoid(logits)
 
 
 @triton.jit
 def _sigmoid_backward(logits, dweights, n: tl.constexpr, N: tl.constexpr, OPTIONS: tl.constexpr):
-    return dweights * sigmoid_derivative(logits)
-
-
-@triton.jit
-def _double_sigmoid_forward(logits, n: tl.constexpr, N: tl.constexpr, OPTIONS: tl.constexpr):
-    return 2.0 * sigmoid(logits)
-
-
-@triton.jit
-def _double_sigmoid_backward(logits, dweights, n: tl.constexpr, N: tl.constexpr, OPTIONS: tl.constexpr):
-    return 2.0 * dweights * sigmoid_derivative(logits)
+    return OPTIONS[0] * dweights * sigmoid_derivative(logits)
 
 
 @triton.jit
@@ -118,8 +108,8 @@ def _column_softmax_backward(logits, dweights, n: tl.constexpr, N: tl.constexpr,
     return flat_from_square(tl.permute(transposed, (0, 2, 1)), n, N, logits.shape[1])
 
 
-SIGMOID = DevicePair(_sigmoid_forward, _sigmoid_backward)
-DOUBLE_SIGMOID = DevicePair(_double_sigmoid_forward, _double_sigmoid_backward)
+SIGMOID = DevicePair(_sigmoid_forward, _sigmoid_backward, (1.0,))
+DOUBLE_SIGMOID = DevicePair(_sigmoid_forward, _sigmoid_backward, (2.0,))
 SOFTMAX = DevicePair(_softmax_forward, _softmax_backward)
 LINEAR = DevicePair(_linear_forward, _linear_backward)
 ROW_SOFTMAX = DevicePair(_row_softmax_forward, _row_softmax_backward)

@@ -95,19 +95,19 @@ def _cap(theta):
 def _logits(theta, n: tl.constexpr, N: tl.constexpr):
     """``[BT, N, N]`` logits: those of theta, and a separate block of zeros in the padding."""
     L = saturate(square_from_flat(theta, n, N), _cap(theta))
-    return _separated(L, 0.0, n, N)
+    return _separated(L, n, N)
 
 
 @triton.jit
-def _separated(L, padding, n: tl.constexpr, N: tl.constexpr):
-    """L in the n×n corner, ``padding`` in the opposite one, and no mass in between.
+def _separated(L, n: tl.constexpr, N: tl.constexpr):
+    """L in the n×n corner, zeros in the opposite one, and no mass in between.
 
     Both blocks are then balanced independently, and every sum is that of at least one finite logit: the sweeps need no
     masks.
     """
     i = tl.arange(0, N)
     far = (i[None, :, None] >= n) & (i[None, None, :] >= n)
-    return tl.where(inside_square(n, N), L, tl.where(far, padding, float("-inf")))
+    return tl.where(inside_square(n, N), L, tl.where(far, 0.0, float("-inf")))
 
 
 @triton.jit
@@ -140,7 +140,7 @@ def _first_half_sweep(L, n: tl.constexpr, N: tl.constexpr, OPTIONS: tl.constexpr
         L, _ = _half_sweep(L, FIRST, "exact", LOG_EPS)
         log_eps = tl.full([1, 1, 1], LOG_EPS, L.dtype)
         larger = tl.maximum(L, log_eps)
-        return _separated(larger + tl.log(tl.exp(L - larger) + tl.exp(log_eps - larger)), 0.0, n, N)
+        return _separated(larger + tl.log(tl.exp(L - larger) + tl.exp(log_eps - larger)), n, N)
     else:  # noqa: RET505  (both branches are compiled only if the condition is the whole if)
         if MODE == "denominator":
             L = L - _largest_logit(L, n, N)

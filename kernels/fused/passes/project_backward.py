@@ -6,7 +6,6 @@ meanwhile. Where that part is too large, with many coordinates or streams, dfn g
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -56,11 +55,12 @@ def _streams_backward_kernel(
     x_ptr, G_ptr, H_ptr, du_ptr, pre_ptr, fn_ptr, draw_ptr, dx_ptr, dfn_ptr, T, C, LENGTH,
     n: tl.constexpr, P: tl.constexpr, PB: tl.constexpr, BLOCKS: tl.constexpr,
     HAS_G: tl.constexpr, HAS_DU: tl.constexpr, HAS_RAW: tl.constexpr, WITH_DFN: tl.constexpr,
-    BT: tl.constexpr, BC: tl.constexpr, SHORT: tl.constexpr, DTYPE: tl.constexpr,
+    BT: tl.constexpr, BC: tl.constexpr, SHORT: tl.constexpr,
 ):  # fmt: skip
     c = tl.program_id(0) * BC + tl.arange(0, BC)
     split = tl.program_id(1).to(tl.int64)
     p = tl.arange(0, PB)
+    DTYPE: tl.constexpr = dfn_ptr.dtype.element_ty
     dfn = ()
     if WITH_DFN:
         dfn = zeros(n, [PB, BC], DTYPE)
@@ -175,7 +175,7 @@ def project_backward(
             {
                 "n": n, "P": P, "PB": PB, "BLOCKS": triton.cdiv(P, PB), "HAS_G": G is not None,
                 "HAS_DU": du is not None, "HAS_RAW": draw is not None, "WITH_DFN": together, "BT": BT, "BC": BC,
-                "SHORT": short, "DTYPE": tl.float64 if dtype == torch.float64 else tl.float32,
+                "SHORT": short,
             },
             num_warps=8,
             num_stages=2 if P <= PB else 1,  # blocks of coordinates held ahead are more than AMD has memory for
