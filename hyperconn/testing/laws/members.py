@@ -72,9 +72,9 @@ def _adversarial(P: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 def _grows(manifold: Manifold, case: Case) -> bool:
     """Whether an exact set promises no bound, and has none: entries grow with the coordinates."""
-    far = Case(seed=5, scale=1e4, batch=(8,), dtype=torch.float64, device=case.device)
+    far = Case.of(manifold, 5, 1e4, (8,), torch.float64, str(case.device))
     unbounded = manifold.exact and manifold.norm_bound is None
-    return unbounded and bool(manifold(far.coordinates(manifold)).abs().amax() > 1e3)
+    return unbounded and bool(manifold(far.theta).abs().amax() > 1e3)
 
 
 @law(
