@@ -23,8 +23,8 @@ myst_heading_anchors = 4
 nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(torch|collections|typing|pathlib|types|triton|numpy|abc|hypothesis)\..*"),
-    (r"py:class", r"Tensor|Entered|CoefficientSpec"),  # imported for types alone, or not public
-    (r"py:class", r"hyperconn\.manifolds\.(base\.M|registry\.C)"),  # type variables
+    (r"py:class", r"(.*\.)?(Tensor|Entered|LayerSpec|CoefficientSpec)|Map|dict\[str"),  # for types alone, or not public
+    (r"py:class", r"hyperconn\.manifolds\..*\.[A-Z]"),  # type variables
 ]
 
 autodoc_default_options = {

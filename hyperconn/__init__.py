@@ -5,21 +5,22 @@
 True
 """
 
-from hyperconn import diagnostics, manifolds
+from hyperconn import diagnostics, gates, manifolds, predictors
 from hyperconn.backends import BackendUnavailableError
 from hyperconn.coefficients import Coefficients
 from hyperconn.config import HyperConnectionConfig
 from hyperconn.connection import HyperConnection
 from hyperconn.manifolds import UnknownNameError
 from hyperconn.stack import HyperConnectionStack
-from hyperconn.stream_state import Handover
+from hyperconn.stream_state import DelayedStreams, Handover
 from hyperconn.streams import HyperConnectionHead, collapse_streams, expand_streams
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "BackendUnavailableError",
     "Coefficients",
+    "DelayedStreams",
     "Handover",
     "HyperConnection",
     "HyperConnectionConfig",
@@ -29,5 +30,7 @@ __all__ = [
     "collapse_streams",
     "diagnostics",
     "expand_streams",
+    "gates",
     "manifolds",
+    "predictors",
 ]

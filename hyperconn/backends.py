@@ -7,9 +7,8 @@ import os
 
 import torch
 
-from hyperconn.config import HyperConnectionConfig
-from hyperconn.manifolds import Manifold
-from hyperconn.manifolds.core.manifold import MAX_FUSED_STREAMS
+from hyperconn.manifolds.core.map import MAX_FUSED_STREAMS
+from hyperconn.spec import LayerSpec
 
 _AMD = "gfx942"
 _STREAM_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -24,14 +23,16 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
 
 
-def config_obstacle(config: HyperConnectionConfig) -> str | None:
-    """Why a layer of this config cannot run on the Triton kernels, on any machine like this one; None if it can."""
+def layer_obstacle(spec: LayerSpec) -> str | None:
+    """Why such a layer cannot run on the Triton kernels, on any machine like this one; None if it can."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
-    if config.streams > MAX_FUSED_STREAMS:
-        return f"the kernels hold up to {MAX_FUSED_STREAMS} streams, the config says {config.streams}"
-    if config.fractions:
-        return "fractions read and write a matrix per token, for which there are no kernels"
+    n = spec.layout.n
+    if n > MAX_FUSED_STREAMS:
+        return f"the kernels hold up to {MAX_FUSED_STREAMS} streams, the config says {n}"
+    if not spec.one_weight_a_stream:
+        shape = list(spec.pre_gate.value_shape)
+        return f"{spec.pre_gate!r} reads with {shape} weights a token, for which there are no kernels"
     return None
 
 
@@ -52,39 +53,29 @@ def tensor_obstacle(device: torch.device, streams: torch.dtype, parameters: torc
     return None
 
 
-def choose_backend(
-    config: HyperConnectionConfig, device: torch.device, streams: torch.dtype, parameters: torch.dtype
-) -> str:
+def choose_backend(spec: LayerSpec, device: torch.device, streams: torch.dtype, parameters: torch.dtype) -> str:
     """``"torch"`` or ``"triton"``; ``"auto"`` means Triton on a GPU wherever it can run, nothing else is replaced.
 
     Raises:
         BackendUnavailableError: ``"triton"`` was asked for and cannot run.
     """
-    if config.backend == "torch" or (config.backend == "auto" and device.type != "cuda"):
+    asked = spec.config.backend
+    if asked == "torch" or (asked == "auto" and device.type != "cuda"):
         return "torch"
-    obstacle = config_obstacle(config) or tensor_obstacle(device, streams, parameters)
+    obstacle = layer_obstacle(spec) or tensor_obstacle(device, streams, parameters)
     if obstacle is None:
         return "triton"
-    if config.backend == "auto":
+    if asked == "auto":
         return "torch"
     raise BackendUnavailableError(f"backend='triton' cannot run: {obstacle}; use backend='auto' or 'torch'")
 
 
-def require_backend(config: HyperConnectionConfig) -> None:
+def require_backend(spec: LayerSpec) -> None:
     """Raise what can be known before any tensor is there.
 
     Raises:
         BackendUnavailableError: ``"triton"`` was asked for and can never run.
     """
-    obstacle = config_obstacle(config) if config.backend == "triton" else None
+    obstacle = layer_obstacle(spec) if spec.config.backend == "triton" else None
     if obstacle:
         raise BackendUnavailableError(f"backend='triton' cannot run: {obstacle}; use backend='auto' or 'torch'")
-
-
-def unfused_part(config: HyperConnectionConfig, manifold: Manifold) -> str | None:
-    """Which part of a layer on the Triton backend is left to torch, and why; None if nothing is."""
-    if config.predictor != "flat":
-        return f"coefficients by torch: predictor={config.predictor!r} does not predict from all streams at once"
-    if manifold.kernel is None:
-        return f"coefficients by torch: {manifold!r} has no device pair"
-    return None

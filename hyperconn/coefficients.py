@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-import torch
 from torch import Tensor
 
-from hyperconn.gates import gate
-from hyperconn.stream_state import Entered
+from hyperconn.predictors import Parameters
+from hyperconn.spec import LayerSpec
 
 if TYPE_CHECKING:
-    from hyperconn.connection import HyperConnection
     from hyperconn.kernels.fused.coefficients import CoefficientSpec
 
 
@@ -19,7 +17,7 @@ class Coefficients(NamedTuple):
     """What a hyper-connection applies to a token, in float32 or wider.
 
     Attributes:
-        pre: read weights, ``[..., n]``, or ``[..., n, n]`` with fractions.
+        pre: read weights, ``[..., n]``, or ``[..., *value_shape]`` of a gate that has more of them.
         post: write weights, ``[..., n]``.
         H: the residual matrix, ``[..., n, n]``.
     """
@@ -29,68 +27,70 @@ class Coefficients(NamedTuple):
     H: Tensor
 
 
-def predict(layer: HyperConnection, entered: Entered) -> Coefficients:
-    """Coefficients of the flat tokens ``[T, ...]`` of a layer, fused where its backend and its manifold can."""
-    x, raw = entered.projected.x, entered.projected.raw
-    if entered.backend == "triton" and raw is not None:
-        spec = layer.fused_spec
-        if spec is not None:
-            from hyperconn.kernels.fused.coefficients import fused_coefficients  # imports triton
+def predict(
+    spec: LayerSpec,
+    parameters: Parameters,
+    x: Tensor,
+    raw: Tensor | None,
+    post_gain: float,
+    fused: CoefficientSpec | None,
+) -> Coefficients:
+    """Coefficients of the flat tokens ``[T, ...]``.
 
-            return Coefficients(*fused_coefficients(raw, layer.base.to(raw.dtype), layer.scale.to(raw.dtype), spec))
-    return _gated(layer, _logits(layer, x, raw, layer.working_dtype(x.dtype)), x.shape[0])
+    Args:
+        spec: what the layer is.
+        parameters: of the predictor, by name, in the dtype of the coefficients.
+        x: ``[T, n, C]`` the streams.
+        raw: ``[T, K + 1]`` their projection, if the predictor has one.
+        post_gain: factor of the write weights.
+        fused: what the fused coefficient step has to know; None for torch.
+    """
+    if fused is not None and raw is not None:
+        from hyperconn.kernels.fused.coefficients import fused_coefficients  # imports triton
+
+        base, scale = spec.predictor.affine(raw, parameters, spec.layout)
+        return Coefficients(*fused_coefficients(raw, base, scale, fused, post_gain))
+    logits = spec.predictor.logits(x, raw, parameters, spec.layout)
+    pre_size, post_size, *_ = spec.layout.sizes
+    pre, post, theta = logits.split([pre_size, post_size, spec.manifold.num_coordinates], -1)
+    read, write, H = spec.pre_gate(pre), spec.post_gate(post), spec.manifold(theta)
+    read = read + spec.config.pre_eps if spec.config.pre_eps else read
+    write = write * post_gain if post_gain != 1.0 else write
+    write = write + spec.config.post_eps if spec.config.post_eps else write
+    H = H if spec.config.orientation == "direct" else H.mT
+    if logits.dim() == 1:  # computed once, the same for every token
+        read, write, H = (part.expand(x.shape[0], *part.shape) for part in (read, write, H))
+    return Coefficients(read, write, H)
 
 
-def fused_spec(layer: HyperConnection) -> CoefficientSpec | None:
-    """What the fused coefficient step has to know of a layer; None where the manifold has no device pair."""
+def fused_spec(spec: LayerSpec) -> CoefficientSpec | None:
+    """What the fused coefficient step has to know of a layer; None where a part has no device pair."""
+    if unfused_part(spec) is not None:
+        return None
     from hyperconn.kernels.fused.coefficients import CoefficientSpec  # imports triton
 
-    config, pair = layer.config, layer.manifold.kernel
-    if pair is None:
-        return None
+    config, pairs = spec.config, [part.kernel for part in (spec.manifold, spec.pre_gate, spec.post_gate)]
+    keys = [pair.key for pair in pairs if pair is not None]
     return CoefficientSpec(
-        pair_key=pair.key,
-        n=config.streams,
-        sizes=tuple(layer.sizes),
-        pre_gate=config.pre_gate,
-        post_gate=config.post_gate,
+        pair_key=keys[0],
+        n=spec.layout.n,
+        sizes=spec.layout.sizes,
+        pre_key=keys[1],
+        post_key=keys[2],
         pre_eps=config.pre_eps,
+        post_eps=config.post_eps,
         norm_eps=config.norm_eps,
-        width=config.streams * layer.stream_dim,
+        norm_eps_outside=config.norm_eps_mode == "outside",
+        width=spec.layout.width,
         transposed=config.orientation == "transposed",
     )
 
 
-def _gated(layer: HyperConnection, logits: list[Tensor], tokens: int) -> Coefficients:
-    n, config = layer.config.streams, layer.config
-    pre, post, *residual = logits
-    theta = residual[0] if len(residual) == 1 else torch.cat([pre.new_empty(*pre.shape[:-1], 0), *residual], -1)
-    H = layer.manifold(theta)
-    read = pre.unflatten(-1, (n, n)) if config.fractions else gate(config.pre_gate)(pre, n)
-    read = read + config.pre_eps if config.pre_eps else read
-    write = gate(config.post_gate)(post, n)
-    H = H if config.orientation == "direct" else H.mT
-    if config.predictor == "static":  # computed once, the same for every token
-        read, write, H = (part.expand(tokens, *part.shape) for part in (read, write, H))
-    return Coefficients(read, write, H)
-
-
-def _logits(layer: HyperConnection, x: Tensor, raw: Tensor | None, dtype: torch.dtype) -> list[Tensor]:
-    """Logits of pre, post and each residual group, ``[T, size]`` each; without tokens where static."""
-    config, sizes = layer.config, layer.sizes
-    base = layer.base.to(dtype).split(sizes)
-    if config.predictor == "static":
-        return list(base)
-    scale = layer.scale.to(dtype).unbind()
-    if raw is not None:
-        z, square = raw.to(dtype).split([sum(sizes), 1], -1)
-        z = z * torch.rsqrt(square / (x.shape[1] * x.shape[2]) + config.norm_eps)
-        return [torch.addcmul(b, s, part) for part, s, b in zip(z.split(sizes, -1), scale, base, strict=True)]
-    n, norm = config.streams, layer.norm
-    normed = torch.nn.functional.layer_norm(
-        x.to(dtype), (layer.stream_dim,), norm.weight.to(dtype), norm.bias.to(dtype), config.norm_eps
-    )
-    rows = torch.tanh(normed @ layer.fn.to(dtype).mT).split([size // n for size in sizes], -1)  # [T, n, size / n] each
-    alpha, beta = scale
-    scales = [alpha, beta, *[alpha] * (len(sizes) - 2)]
-    return [torch.addcmul(b, s, part.flatten(-2)) for part, s, b in zip(rows, scales, base, strict=True)]
+def unfused_part(spec: LayerSpec) -> str | None:
+    """Which part of a layer leaves its coefficients to torch on the Triton backend, and why; None if none does."""
+    if not spec.predictor.fuses:
+        return f"coefficients by torch: {spec.predictor!r} gives logits that no kernel computes"
+    for part in (spec.manifold, spec.pre_gate, spec.post_gate):
+        if part.kernel is None:
+            return f"coefficients by torch: {part!r} has no device pair"
+    return None

@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
-from hyperconn.config import HyperConnectionConfig
-from hyperconn.manifolds import Manifold
-from hyperconn.options import chosen_options
+from hyperconn.spec import LayerSpec
 
 # What two layers of one function may differ in.
 _FREE = ("init", "sharpness", "scale_init", "fn_std", "collapse", "backend")
+_PARTS = ("manifold", "pre_gate", "post_gate", "predictor")
 
 
-def signature(config: HyperConnectionConfig, manifold: Manifold) -> dict[str, Any]:
+def signature(spec: LayerSpec) -> dict[str, Any]:
     """What must agree for a checkpoint to mean the same function: everything but initialisation and backend."""
-    # Two spellings of one manifold (an alias, a default written out) are one manifold.
-    own = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    own |= {"manifold": manifold.name, "manifold_options": chosen_options(manifold)}
+    # Two spellings of one part (an alias, a default written out, an object) are one part.
+    own = {field.name: getattr(spec.config, field.name) for field in dataclasses.fields(spec.config)}
+    for field in _PARTS:
+        part = getattr(spec, field)
+        own |= {field: part.name, f"{field}_options": part.chosen_options()}
+    own["expand"] = spec.expand.name
     return {key: value for key, value in own.items() if key not in _FREE}
-
-
-def differences(saved: object, own: dict[str, Any]) -> str | None:
-    """How a saved signature differs from a layer's own, in words; None if it does not, or if nothing was saved."""
-    if saved is None or saved == own:
-        return None
-    if not isinstance(saved, Mapping):
-        return f"the checkpoint holds something else than a hyper-connection here: {saved!r}"
-    changed = [key for key in own if saved.get(key) != own[key]]
-    differing = ", ".join(f"{key}={saved.get(key)!r} where this layer has {own[key]!r}" for key in changed)
-    kind = "the checkpoint holds another kind of hyper-connection"
-    return f"{kind}, {differing}; build the model with the checkpoint's config"

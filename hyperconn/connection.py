@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any
@@ -11,24 +12,25 @@ import torch
 from torch import Tensor, nn
 
 from hyperconn.backends import choose_backend, require_backend
-from hyperconn.checks import check_output, check_streams
+from hyperconn.checks import check_carried, check_output, check_streams
 from hyperconn.coefficients import Coefficients, fused_spec, predict
-from hyperconn.compatibility import differences, signature
+from hyperconn.compatibility import signature
 from hyperconn.config import HyperConnectionConfig
-from hyperconn.gates import gate
 from hyperconn.initialization import start_logits
-from hyperconn.kernels import read_streams, steps, write_streams
+from hyperconn.kernels import steps
 from hyperconn.kernels.autocast import without_autocast
+from hyperconn.kernels.passes.mixing import write_streams
 from hyperconn.manifolds import Manifold
-from hyperconn.manifolds.core.manifold import working_dtype
-from hyperconn.manifolds.registry.provenance import note_plugins, plugin_errors
-from hyperconn.stream_state import Entered, Handover, recomputing
+from hyperconn.manifolds.registry.checkpoint_note import CheckpointNote
+from hyperconn.predictors import Start
+from hyperconn.spec import LayerSpec
+from hyperconn.stream_state import DelayedStreams, Entered, Handover, recomputing
 
 if TYPE_CHECKING:
     from hyperconn.kernels.fused.coefficients import CoefficientSpec
 
 
-class HyperConnection(nn.Module):
+class HyperConnection(CheckpointNote):
     r"""A residual connection over n streams: :math:`x' = H x + \mathrm{post}\; F(\mathrm{pre}^\top x)^\top`.
 
     Args:
@@ -39,17 +41,21 @@ class HyperConnection(nn.Module):
         layer_index: position in the stack of sublayers; the start leans on stream ``layer_index % n``.
         device: where the parameters are made.
 
-    Shapes: ``x [..., n, C] -> [..., n, C]`` (``[..., n, C/n]`` with fractions), any floating dtype, kept.
+    Shapes: ``x [..., n, C] -> [..., n, C]`` (``[..., n, C/n]`` with fractions), any floating dtype, kept. With
+    ``read="delayed"`` it is ``DelayedStreams -> DelayedStreams``; the first layer also takes streams alone.
     Coefficients and the mixing are computed in float32, or float64 if x or the parameters are; autocast is off there.
 
     Attributes:
+        spec: what the layer is, without its tensors: parts, sizes, shapes.
         manifold: the constraint of H.
+        post_gain: factor of the write weights; a number that a schedule may set at any step. It starts at
+            ``config.post_gain`` and is no part of a checkpoint.
         fn: prediction weights, ``[P_total, n·C]`` flat, rows pre | post | residual; ``[P_total/n, C]`` per stream;
             absent when static.
         base: ``[P_total]`` logits at zero prediction.
         scale: one factor for pre, one for post and one for each residual coordinate group (flat); ``[2]``, for pre
             and residual, and for post (per stream); absent when static.
-        norm: the LayerNorm of a stream (per stream).
+        norm: what the norm before the prediction learns, ``norm.weight`` and ``norm.bias``, where it does.
 
     Raises:
         ValueError: shapes that do not fit, naming the layer's own.
@@ -78,83 +84,109 @@ class HyperConnection(nn.Module):
         layer_index: int = 0,
         device: torch.device | str | None = None,
     ) -> None:
-        super().__init__()
-        config = HyperConnectionConfig() if config is None else config
-        if not isinstance(config, HyperConnectionConfig):
-            raise TypeError(
-                f"HyperConnection: config must be a HyperConnectionConfig, got {config!r}; "
-                "make one with HyperConnectionConfig.from_dict or HyperConnectionConfig.preset"
-            )
-        n = config.streams
-        if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
-            raise ValueError(f"HyperConnection: dim must be a positive int, the channels of the branch; got {dim!r}")
-        if isinstance(layer_index, bool) or not isinstance(layer_index, int):
-            raise TypeError(f"HyperConnection: layer_index must be an int, got {layer_index!r}")
+        nn.Module.__init__(self)
         if branch is not None and not callable(branch):
             raise TypeError(f"HyperConnection: branch must be a module or function, or None; got {branch!r}")
-        if config.fractions and dim % n:
-            raise ValueError(f"HyperConnection: dim={dim} cannot be cut into {n} equal fractions")
+        self.spec = LayerSpec.of(HyperConnectionConfig() if config is None else config, dim, layer_index)
+        require_backend(self.spec)
         self.branch = branch
-        self.dim = dim
-        self.config = config
-        self.layer_index = layer_index
-        self.manifold: Manifold = config.make_manifold()
-        require_backend(config)
+        self.post_gain = self.config.post_gain
         # Not known yet. A functools.cached_property has a lock in older Pythons, which torch.compile does not take.
         self._fused_spec: CoefficientSpec | EllipsisType | None = ...
         # Called with the coefficients of every read; see hyperconn.diagnostics.
         self.observers: list[Callable[[Coefficients], None]] = []
-        # Coordinate groups in the order pre | post | residual groups.
-        pre = n * n if config.fractions else gate(config.pre_gate).num_coordinates(n)
-        post = gate(config.post_gate).num_coordinates(n)
-        self.sizes = [pre, post, *(size for _, size in self.manifold.coordinate_groups)]
-        total = sum(self.sizes)
-
-        self.base = nn.Parameter(torch.empty(total, device=device))
-        if config.predictor == "flat":
-            self.fn = nn.Parameter(torch.empty(total, n * self.stream_dim, device=device))
-            self.scale = nn.Parameter(torch.empty(len(self.sizes), device=device))
-        elif config.predictor == "per_stream":
-            self.fn = nn.Parameter(torch.empty(total // n, self.stream_dim, device=device))
-            self.scale = nn.Parameter(torch.empty(2, device=device))
-            self.norm = nn.LayerNorm(self.stream_dim, eps=config.norm_eps, device=device)
+        shapes = self.spec.predictor.parameters(self.spec.layout)
+        self._learned = tuple(shapes)
+        for name, shape in shapes.items():
+            self._register(name, nn.Parameter(torch.empty(shape, device=device)))
         self.reset_parameters()
 
+    def _register(self, name: str, parameter: nn.Parameter) -> None:
+        """``"norm.weight"`` becomes the parameter ``weight`` of a submodule ``norm``."""
+        owner, _, own = name.rpartition(".")
+        if not hasattr(self, owner or own):
+            if not owner:
+                self.register_parameter(own, parameter)
+                return
+            self.add_module(owner, nn.Module())
+        module = getattr(self, owner) if owner else self
+        if type(module) is not nn.Module or hasattr(module, own):
+            raise ValueError(
+                f"{self.spec.predictor!r} calls a parameter {name!r}, which a HyperConnection has already for "
+                "something else; call it differently"
+            )
+        module.register_parameter(own, parameter)
+
     @property
-    def fused_spec(self) -> CoefficientSpec | None:
-        """What the fused coefficient step has to know of this layer; None if its manifold has no device pair."""
-        if self._fused_spec is ...:
-            self._fused_spec = fused_spec(self)
-        return self._fused_spec
+    def config(self) -> HyperConnectionConfig:
+        """What the layer is made from; another one may be set, as long as the parameters stay what they are."""
+        return self.spec.config
+
+    @config.setter
+    def config(self, config: HyperConnectionConfig) -> None:
+        spec = LayerSpec.of(config, self.dim, self.layer_index)
+        own, other = (s.predictor.parameters(s.layout) for s in (self.spec, spec))
+        if own != other:
+            raise ValueError(
+                f"{self.summary()} has parameters {own}, the new config asks for {other}; make a new layer"
+            )
+        require_backend(spec)
+        self.spec, self._fused_spec = spec, ...
+
+    @property
+    def dim(self) -> int:
+        """Channels that the branch sees."""
+        return self.spec.dim
+
+    @property
+    def layer_index(self) -> int:
+        """Position in the stack of sublayers."""
+        return self.spec.layer_index
+
+    @property
+    def manifold(self) -> Manifold:
+        """The constraint of H."""
+        return self.spec.manifold
 
     @property
     def stream_dim(self) -> int:
         """How many channels a stream has, ``dim``, or ``dim / n`` with fractions."""
-        return self.dim // self.config.streams if self.config.fractions else self.dim
+        return self.spec.layout.channels
 
     @property
     def stream_shape(self) -> tuple[int, int]:
         """Shape of a token's streams, ``(n, stream_dim)``."""
-        return self.config.streams, self.stream_dim
+        return self.spec.stream_shape
 
-    def working_dtype(self, streams: torch.dtype) -> torch.dtype:
-        """What coefficients of streams of that dtype are computed in: float32, or float64 if either is."""
-        return working_dtype(torch.promote_types(streams, self.base.dtype))
+    @property
+    def post_gain(self) -> float:
+        """What the write weights are multiplied by, as in ``post = post_gain · gate(l) + post_eps``."""
+        return self._post_gain
+
+    @post_gain.setter
+    def post_gain(self, value: float) -> None:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise ValueError(f"{self.spec.summary()}: post_gain is a finite number, got {value!r}")
+        self._post_gain = float(value)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Start as the config says: exactly as a plain residual network, or as the published code."""
-        self.base.copy_(start_logits(self.config, self.manifold, self.layer_index))
-        if self.config.predictor == "static":
-            return
-        self.fn.zero_() if self.config.fn_std == 0 else self.fn.normal_(std=self.config.fn_std)
-        self.scale.fill_(self.config.scale_init)
-        if self.config.predictor == "per_stream":
-            self.norm.reset_parameters()
+        start = Start(start_logits(self.spec), self.config.scale_init, self.config.fn_std)
+        self.spec.predictor.reset(self._parameters_by_name(), self.spec.layout, start)
+
+    def _parameters_by_name(self) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for name in self._learned:
+            owner, _, own = name.rpartition(".")
+            found[name] = getattr(getattr(self, owner) if owner else self, own)
+        return found
 
     # ------------------------------------------------------------------ the forward pass
 
-    def forward(self, x: Tensor | Handover, *args: Any, into: HyperConnection | None = None, **kwargs: Any) -> Any:
+    def forward(
+        self, x: Tensor | DelayedStreams | Handover, *args: Any, into: HyperConnection | None = None, **kwargs: Any
+    ) -> Any:
         """Read, run the branch, write: ``[..., n, C] -> [..., n, C]``; extra arguments reach the branch.
 
         With ``into=layer`` the result is a ``Handover`` to that layer, see ``read``.
@@ -167,7 +199,7 @@ class HyperConnection(nn.Module):
             return (write(y[0], into), *y[1:])
         return write(y, into)
 
-    def read(self, x: Tensor | Handover) -> tuple[Tensor, Callable[..., Any]]:
+    def read(self, x: Tensor | DelayedStreams | Handover) -> tuple[Tensor, Callable[..., Any]]:
         """The branch's input, and the function that writes its output back.
 
         Args:
@@ -181,20 +213,22 @@ class HyperConnection(nn.Module):
         entered = self._enter(x)
         if isinstance(x, Handover):
             x.take()
-        with without_autocast(entered.projected.x.device):
-            coefficients = predict(self, entered)
-            if self.config.fractions:
-                streams, u = entered.projected.x, read_streams(entered.projected.x, coefficients.pre).flatten(-2)
+        projected = entered.projected
+        with without_autocast(projected.x.device):
+            coefficients = self._predict(entered)
+            pre = coefficients.pre if entered.carried is None else entered.carried.to(coefficients.H.dtype)
+            if self.spec.one_weight_a_stream:
+                streams, u = steps.read(projected, pre, coefficients.H, entered.backend)
             else:
-                streams, u = steps.read(entered.projected, coefficients.pre, coefficients.H, entered.backend)
+                streams, u = projected.x, self.spec.pre_gate.read(projected.x, pre)
         for observe in self.observers:
             observe(Coefficients(*map(entered.batched, coefficients)))
         u = entered.batched(u).to(entered.dtype)
         written = False
 
-        def write(y: Tensor, into: HyperConnection | None = None) -> Tensor | Handover:
+        def write(y: Tensor, into: HyperConnection | None = None) -> Tensor | DelayedStreams | Handover:
             nonlocal written
-            check_output(self, y, u)
+            check_output(self.spec, y, u)
             if not (into is None or isinstance(into, HyperConnection)):
                 raise TypeError(f"{self.summary()}: into takes the HyperConnection that reads next, got {into!r}")
             if written and not recomputing():
@@ -207,97 +241,136 @@ class HyperConnection(nn.Module):
 
         return u, write
 
-    def coefficients(self, x: Tensor | Handover) -> Coefficients:
-        """The coefficients that the layer applies to ``x [..., n, C]``: ``pre``, ``post`` and ``H``."""
+    def coefficients(self, x: Tensor | DelayedStreams | Handover) -> Coefficients:
+        """The coefficients that the layer predicts from ``x [..., n, C]``: ``pre``, ``post`` and ``H``.
+
+        It applies all three, but with ``read="delayed"``, where ``pre`` is what the next layer reads with.
+        """
         entered = self._enter(x)
         with without_autocast(entered.projected.x.device):
-            return Coefficients(*map(entered.batched, predict(self, entered)))
+            return Coefficients(*map(entered.batched, self._predict(entered)))
 
-    def _enter(self, x: Tensor | Handover) -> Entered:
+    def _predict(self, entered: Entered) -> Coefficients:
+        x, raw = entered.projected.x, entered.projected.raw
+        dtype = self._working_dtype(x.dtype) if raw is None else raw.dtype
+        parameters = {name: parameter.to(dtype) for name, parameter in self._parameters_by_name().items()}
+        fused = self._fused() if entered.backend == "triton" else None
+        return predict(self.spec, parameters, x if raw is not None else x.to(dtype), raw, self.post_gain, fused)
+
+    def _fused(self) -> CoefficientSpec | None:
+        """What the fused coefficient step has to know of this layer; None if one of its parts has no device pair."""
+        if self._fused_spec is ...:
+            self._fused_spec = fused_spec(self.spec)
+        return self._fused_spec
+
+    def _anchor(self) -> Tensor | None:
+        """A parameter: dtype and device of all of them."""
+        return next(iter(self._parameters_by_name().values()), None)
+
+    def _working_dtype(self, streams: torch.dtype) -> torch.dtype:
+        anchor = self._anchor()
+        return self.spec.working_dtype(streams, streams if anchor is None else anchor.dtype)
+
+    def _backend(self, device: torch.device, streams: torch.dtype) -> str:
+        anchor = self._anchor()
+        return choose_backend(self.spec, device, streams, streams if anchor is None else anchor.dtype)
+
+    def _enter(self, x: Tensor | DelayedStreams | Handover) -> Entered:
         if isinstance(x, Handover):
             if x.layer is not self:
                 raise ValueError(
                     f"{self.summary()} was given streams that were handed over to another layer, "
-                    f"{x.layer.summary()}; pass `handover.streams`, or write with `into=` this layer"
+                    f"{x.spec.summary()}; pass `handover.streams`, or write with `into=` this layer"
                 )
             return x.entered
-        check_streams(self, x)
-        backend = choose_backend(self.config, x.device, x.dtype, self.base.dtype)
-        flat = x.reshape(-1, *x.shape[-2:]).contiguous()
-        flat = flat.to(self.working_dtype(x.dtype)) if backend == "torch" else flat
-        with without_autocast(x.device):
-            projected = steps.project(flat, self._weights(flat, backend), backend)
-        return Entered(projected, x.shape[:-2], x.dtype, backend)
+        streams, carried = self._carried(x)
+        anchor = self._anchor()
+        check_streams(self.spec, streams, None if anchor is None else anchor.device)
+        if carried is not None:
+            check_carried(self.spec, carried, streams)
+            carried = carried.reshape(-1, carried.shape[-1])
+        backend = self._backend(streams.device, streams.dtype)
+        flat = streams.reshape(-1, *streams.shape[-2:]).contiguous()
+        flat = flat.to(self._working_dtype(streams.dtype)) if backend == "torch" else flat
+        with without_autocast(streams.device):
+            projected = steps.project(flat, self._projection(flat, backend), backend)
+        return Entered(projected, streams.shape[:-2], streams.dtype, backend, carried)
 
-    def _weights(self, x: Tensor, backend: str) -> Tensor | None:
-        if self.config.predictor != "flat":
-            return None
-        return self.fn.to(x.dtype) if backend == "torch" else self.fn.contiguous()
+    def _carried(self, x: Tensor | DelayedStreams) -> tuple[Tensor, Tensor | None]:
+        """The streams, and the read weights that came with them where reads are delayed."""
+        if self.config.read == "immediate":
+            if isinstance(x, DelayedStreams):
+                raise TypeError(f"{self.summary()} reads with weights of its own: pass `state.streams`, got {type(x)}")
+            return x, None
+        if isinstance(x, Tensor):
+            if self.layer_index != 0:
+                raise TypeError(
+                    f"{self.summary()} reads with the weights of the sublayer before, but got streams alone at "
+                    f"layer_index={self.layer_index}; pass what the layer before returned, or DelayedStreams.seed(x) "
+                    "to begin here"
+                )
+            check_streams(self.spec, x, None)
+            return DelayedStreams.seed(x)
+        streams, pre = x  # a checkpoint hands the named tuple on as a plain one
+        return streams, pre
+
+    def _projection(self, x: Tensor, backend: str) -> Tensor | None:
+        parameters = self._parameters_by_name()
+        if backend == "torch":
+            parameters = {name: parameter.to(x.dtype) for name, parameter in parameters.items()}
+        weights = self.spec.predictor.projection(parameters, self.spec.layout)
+        return weights if weights is None or backend == "torch" else weights.contiguous()
 
     def _write(
         self, entered: Entered, streams: Tensor, coefficients: Coefficients, y: Tensor, into: HyperConnection | None
-    ) -> Tensor | Handover:
-        _, post, H = coefficients
+    ) -> Tensor | DelayedStreams | Handover:
+        pre, post, H = coefficients
+        carried = pre if self.config.read == "delayed" else None
         with without_autocast(streams.device):
             y = y.to(streams.dtype) if entered.backend == "torch" else y
-            if self.config.fractions:
-                written = write_streams(streams, H, post, y.reshape(streams.shape))
-            else:
+            if self.spec.one_weight_a_stream:
                 y = y.reshape(-1, self.dim).contiguous()
-                fn = into._weights(streams, entered.backend) if into is not None and into._continues(entered) else None
-                if into is not None and fn is not None:
-                    projected = steps.write_project(streams, H, post, y, fn, entered.backend)
-                    return Handover(into, dataclasses.replace(entered, projected=projected))
+                if into is not None and into._continues(entered, carried):
+                    fn = into._projection(streams, entered.backend)
+                    if fn is not None:
+                        projected = steps.write_project(streams, H, post, y, fn, entered.backend)
+                        handed = dataclasses.replace(entered, projected=projected, carried=carried)
+                        return Handover(into, into.spec, handed)
                 written = steps.write(streams, H, post, y, entered.backend)
-        written = entered.batched(written).to(entered.dtype)
-        return written if into is None else Handover(into, into._enter(written))
+            else:
+                y = y.reshape(-1, self.dim) if self.spec.expand.whole else y.reshape(streams.shape)
+                written = write_streams(streams, H, post, y)
+        out: Tensor | DelayedStreams = entered.batched(written).to(entered.dtype)
+        if carried is not None:
+            out = DelayedStreams(out, entered.batched(carried))
+        return out if into is None else Handover(into, into.spec, into._enter(out))
 
-    def _continues(self, entered: Entered) -> bool:
+    def _continues(self, entered: Entered, carried: Tensor | None) -> bool:
         """Whether streams as they left another layer are what this layer would work on."""
         x = entered.projected.x
-        backend = choose_backend(self.config, x.device, entered.dtype, self.base.dtype)
+        anchor = self._anchor()
+        backend = self._backend(x.device, entered.dtype)
         return (
             x.shape[1:] == self.stream_shape
-            and x.device == self.base.device
+            and (anchor is None or x.device == anchor.device)
             and x.dtype == entered.dtype
             and backend == entered.backend
-            and (backend == "triton" or x.dtype == self.working_dtype(x.dtype))
+            and (backend == "triton" or x.dtype == self._working_dtype(x.dtype))
+            and (carried is not None) == (self.config.read == "delayed")
         )
 
     # ------------------------------------------------------------------ checkpoints
 
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        # Beside torch's own version number, so that plain tensors stay all that a checkpoint holds.
-        if hasattr(destination, "_metadata"):
-            destination._metadata[prefix[:-1]]["hyperconn"] = signature(self.config, self.manifold)
-        note_plugins(self.manifold, destination, prefix)
+    def note(self) -> dict[str, Any]:
+        return signature(self.spec)
 
-    def _load_from_state_dict(
-        self,
-        state_dict: Any,
-        prefix: str,
-        local_metadata: Any,
-        strict: bool,
-        missing_keys: Any,
-        unexpected_keys: Any,
-        error_msgs: Any,
-    ) -> None:
-        # Many manifolds share their coordinate count, so shapes alone would let a foreign checkpoint in.
-        differs = differences(local_metadata.get("hyperconn"), signature(self.config, self.manifold))
-        problems = plugin_errors(local_metadata)
-        if differs is not None:
-            problems.append(f"{prefix.rstrip('.') or 'HyperConnection'}: {differs}")
-        if problems:
-            error_msgs += problems
-            return
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
+    def noted_parts(self) -> tuple[object, ...]:
+        return self.spec.parts
 
     def summary(self) -> str:
         """The layer in a few words, for messages."""
-        return f"HyperConnection({self.manifold.name}, streams={self.config.streams}, dim={self.dim})"
+        return self.spec.summary()
 
     def extra_repr(self) -> str:
-        return f"dim={self.dim}, layer_index={self.layer_index}, {self.manifold!r}, predictor={self.config.predictor}"
+        predictor = self.spec.predictor.name
+        return f"dim={self.dim}, layer_index={self.layer_index}, {self.manifold!r}, predictor={predictor}"

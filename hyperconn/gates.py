@@ -1,19 +1,25 @@
-"""Gates: the maps from logits to the read (pre) and write (post) vectors.
+"""Gates: maps from logits to the weights with which the streams are read (pre) and written (post).
 
-A gate is named in a config. It says how many logits it takes for n streams, maps them to n weights, and knows two
-starting points: the one of a plain residual network (read weights that sum to 1 and lean on one stream, write weights
-of 1) and the published one.
+A gate is a map like a manifold: it says how many logits it takes for n streams, maps them to weights, and may bring a
+Triton device pair. It knows where it starts, as a plain residual network: read weights that sum to 1 and lean on one
+stream, write weights of 1.
+
+>>> make("softmax", n=2)(torch.zeros(2))
+tensor([0.5000, 0.5000])
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import abstractmethod
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from hyperconn.manifolds.core.errors import unknown_name
+from hyperconn.kernels.passes.mixing import read_streams
+from hyperconn.manifolds.core.map import MAX_FUSED_STREAMS, Map
+from hyperconn.manifolds.registry import Registry
 
 # Share of the preferred stream at the start: enough to break the symmetry of the streams, little enough to leave the
 # others a gradient.
@@ -21,101 +27,237 @@ _PREFERRED_SHARE = 0.7
 
 
 @dataclass(frozen=True)
-class Gate:
-    """A map from logits to weights.
+class Gate(Map):
+    """A map from ``num_coordinates`` logits to the weights of n streams.
+
+    Subclass as a frozen dataclass; options are further fields. A subclass says ``name``, ``forward`` and ``inverse``;
+    the rest has defaults.
 
     Attributes:
-        name: what a config says.
-        statement: the formula.
-        forward: ``[..., n]`` logits (``[..., n, n]`` for a matrix gate) to ``[..., n]`` weights.
-        matrix: takes n×n logits, row by row, instead of n.
-        start_read: ``(n, stream) -> logits`` whose weights sum to 1 and lean on ``stream``; None for a write-only gate.
-        start_write: ``(n) -> logits`` whose weights are all 1; None for a read-only gate.
-        published: ``(n, stream) -> logits`` of the released code, where it differs from the plain residual start.
+        reads, writes: what the gate can start as: the read weights, the write weights.
     """
 
-    name: str
-    statement: str
-    forward: Callable[[Tensor], Tensor]
-    matrix: bool = False
-    start_read: Callable[[int, int], Tensor] | None = None
-    start_write: Callable[[int], Tensor] | None = None
-    published: Callable[[int, int], Tensor] | None = None
+    reads: ClassVar[bool] = True
+    writes: ClassVar[bool] = True
 
-    def num_coordinates(self, n: int) -> int:
-        """Number of logits for n streams."""
-        return n * n if self.matrix else n
+    @property
+    def num_coordinates(self) -> int:
+        """P, the number of logits; n, one a stream."""
+        return self.n
 
-    def __call__(self, logits: Tensor, n: int) -> Tensor:
-        """``[..., num_coordinates(n)]`` logits to ``[..., n]`` weights."""
-        return self.forward(logits.unflatten(-1, (n, n)) if self.matrix else logits)
+    @property
+    def value_shape(self) -> tuple[int, ...]:
+        """Shape of the weights, ``(n,)``. A gate with any other brings ``read`` and runs on torch."""
+        return (self.n,)
+
+    @abstractmethod
+    def inverse(self, weights: Tensor) -> Tensor:
+        """``[n]`` float64 weights to ``[P]`` logits that the gate maps to them, or as near as it reaches."""
+
+    def read_weights(self, stream: int) -> Tensor:
+        """``[n]`` float64: where the read weights start. They sum to 1 and lean on ``stream``."""
+        if self.n == 1:
+            return torch.ones(1, dtype=torch.float64)
+        shares = torch.full((self.n,), (1 - _PREFERRED_SHARE) / (self.n - 1), dtype=torch.float64)
+        shares[stream] = _PREFERRED_SHARE
+        return shares
+
+    def read_start(self, stream: int) -> Tensor:
+        """``[P]`` float64 logits of the plain residual start for a read that leans on ``stream``."""
+        return self.inverse(self.read_weights(stream))
+
+    def write_start(self, weight: float = 1.0) -> Tensor:
+        """``[P]`` float64 logits of the plain residual start for a write: every weight is ``weight``."""
+        return self.inverse(torch.full((self.n,), weight, dtype=torch.float64))
+
+    def published_start(self, stream: int) -> Tensor | None:
+        """``[P]`` float64 logits of the released code; None where it starts as a plain residual network."""
+        return None
+
+    def read(self, x: Tensor, weights: Tensor) -> Tensor:
+        """``u [T, C]`` from streams ``x [T, n, C]`` and ``weights [T, *value_shape]``: the weighted sum."""
+        return read_streams(x, weights)
+
+    @classmethod
+    def examples(cls) -> tuple[Any, ...]:
+        """Instances that the laws run on; cover sizes and options here."""
+        return tuple(cls(n=n) for n in (1, 2, 3, 4, 8))
 
 
-def _shares(n: int, stream: int) -> Tensor:
-    """``[n]`` weights that sum to 1 and lean on ``stream``."""
-    if n == 1:
-        return torch.ones(1, dtype=torch.float64)
-    shares = torch.full((n,), (1 - _PREFERRED_SHARE) / (n - 1), dtype=torch.float64)
-    shares[stream] = _PREFERRED_SHARE
-    return shares
+GATES: Registry[Gate] = Registry("gate", Gate)
+register, unregister, get, make = GATES.register, GATES.unregister, GATES.get, GATES.make
+available, aliases, provider = GATES.available, GATES.aliases, GATES.provider
 
 
 def _logit(p: Tensor) -> Tensor:
-    # A single stream needs the weight 1, which a sigmoid only approaches: stop one float32 rounding short of it.
+    # A sigmoid only approaches the weight 1: stop one float32 rounding short of it.
     return torch.logit(p.clamp(max=1 - 2.0**-23))
 
 
-def _one_hot(n: int, stream: int) -> Tensor:
-    return torch.eye(n, dtype=torch.float64)[stream]
+@dataclass(frozen=True)
+class _SigmoidGate(Gate):
+    def published_start(self, stream: int) -> Tensor | None:
+        """The released code of mHC-lite, KromHC and sHC: logit +1 on one stream and −1 on the others."""
+        return 2 * torch.eye(self.n, dtype=torch.float64)[stream] - 1
 
 
-def _plus_minus_one(n: int, stream: int) -> Tensor:
-    """The released code of mHC-lite, KromHC and sHC: logit +1 on one stream and −1 on the others."""
-    return 2 * _one_hot(n, stream) - 1
+@register("sigmoid")
+@dataclass(frozen=True)
+class Sigmoid(_SigmoidGate):
+    """``σ(l)``, the read weights of mHC (arXiv 2512.24880)."""
+
+    name = "sigmoid"
+
+    def forward(self, theta: Tensor) -> Tensor:
+        return torch.sigmoid(theta)
+
+    def inverse(self, weights: Tensor) -> Tensor:
+        return _logit(weights)
+
+    @property
+    def kernel(self) -> Any | None:
+        return _device_pair("SIGMOID", self.n)
 
 
-_ALL = (
-    Gate(
-        "sigmoid", "σ(l)", torch.sigmoid,
-        start_read=lambda n, k: _logit(_shares(n, k)),
-        start_write=lambda n: _logit(torch.ones(n, dtype=torch.float64)),
-        published=_plus_minus_one,
-    ),
-    Gate(
-        "double_sigmoid", "2 σ(l)", lambda logits: 2 * torch.sigmoid(logits),
-        start_read=lambda n, k: _logit(_shares(n, k) / 2),
-        start_write=lambda n: torch.zeros(n, dtype=torch.float64),
-        published=_plus_minus_one,
-    ),
-    Gate(
-        "softmax", "softmax(l)", lambda logits: torch.softmax(logits, -1),
-        start_read=lambda n, k: _shares(n, k).log(),
-    ),
-    Gate(
-        "linear", "l", lambda logits: logits,
-        start_read=_one_hot,
-        start_write=lambda n: torch.ones(n, dtype=torch.float64),
-    ),
-    Gate(
-        "row_softmax", "softmax over rows of n×n logits, transposed, times 1/n",
-        lambda logits: torch.softmax(logits, -1).mean(-2), matrix=True,
-        start_read=lambda n, k: _shares(n, k).log().expand(n, n).flatten(),
-    ),
-    Gate(
-        "column_softmax", "softmax over columns of n×n logits, times 1",
-        lambda logits: torch.softmax(logits, -2).sum(-1), matrix=True,
-        start_write=lambda n: torch.zeros(n * n, dtype=torch.float64),
-    ),
-)  # fmt: skip
+@register("double_sigmoid")
+@dataclass(frozen=True)
+class DoubleSigmoid(_SigmoidGate):
+    """``2 σ(l)``, the write weights of mHC (arXiv 2512.24880)."""
 
-GATES: dict[str, Gate] = {gate.name: gate for gate in _ALL}
-READ_GATES = tuple(gate.name for gate in _ALL if gate.start_read is not None)
-WRITE_GATES = tuple(gate.name for gate in _ALL if gate.start_write is not None)
+    name = "double_sigmoid"
+
+    def forward(self, theta: Tensor) -> Tensor:
+        return 2 * torch.sigmoid(theta)
+
+    def inverse(self, weights: Tensor) -> Tensor:
+        return _logit(weights / 2)
+
+    @property
+    def kernel(self) -> Any | None:
+        return _device_pair("DOUBLE_SIGMOID", self.n)
 
 
-def gate(name: str) -> Gate:
-    """The gate of that name; raises UnknownNameError with the nearest names."""
-    try:
-        return GATES[name]
-    except (KeyError, TypeError):
-        raise unknown_name("gate", name, GATES) from None
+@register("softmax")
+@dataclass(frozen=True)
+class Softmax(Gate):
+    """``softmax(l)``, for reading: the weights sum to 1."""
+
+    name = "softmax"
+    writes = False
+
+    def forward(self, theta: Tensor) -> Tensor:
+        return torch.softmax(theta, -1)
+
+    def inverse(self, weights: Tensor) -> Tensor:
+        return weights.log()
+
+    @property
+    def kernel(self) -> Any | None:
+        return _device_pair("SOFTMAX", self.n)
+
+
+@register("linear")
+@dataclass(frozen=True)
+class Linear(Gate):
+    """The logits themselves, as HC has them (arXiv 2409.19606); a read starts with all of its weight on one stream."""
+
+    name = "linear"
+
+    def forward(self, theta: Tensor) -> Tensor:
+        return theta
+
+    def inverse(self, weights: Tensor) -> Tensor:
+        return weights
+
+    def read_weights(self, stream: int) -> Tensor:
+        return torch.eye(self.n, dtype=torch.float64)[stream]
+
+    @property
+    def kernel(self) -> Any | None:
+        return _device_pair("LINEAR", self.n)
+
+
+@dataclass(frozen=True)
+class _SquareGate(Gate):
+    @property
+    def num_coordinates(self) -> int:
+        return self.n**2
+
+    def _square(self, theta: Tensor) -> Tensor:
+        return theta.unflatten(-1, (self.n, self.n))
+
+
+@register("row_softmax")
+@dataclass(frozen=True)
+class RowSoftmax(_SquareGate):
+    """``Sᵀ 1/n`` with S the softmax of each row of n×n logits: the read of JPmHC (arXiv 2602.18308)."""
+
+    name = "row_softmax"
+    writes = False
+
+    def forward(self, theta: Tensor) -> Tensor:
+        return torch.softmax(self._square(theta), -1).mean(-2)
+
+    def inverse(self, weights: Tensor) -> Tensor:
+        return weights.log().expand(self.n, self.n).flatten()
+
+    @property
+    def kernel(self) -> Any | None:
+        return _device_pair("ROW_SOFTMAX", self.n)
+
+
+@register("column_softmax")
+@dataclass(frozen=True)
+class ColumnSoftmax(_SquareGate):
+    """``S 1`` with S the softmax of each column of n×n logits: the write of JPmHC (arXiv 2602.18308)."""
+
+    name = "column_softmax"
+    reads = False
+
+    def forward(self, theta: Tensor) -> Tensor:
+        return torch.softmax(self._square(theta), -2).sum(-1)
+
+    def inverse(self, weights: Tensor) -> Tensor:
+        return weights.log()[:, None].expand(self.n, self.n).flatten()
+
+    @property
+    def kernel(self) -> Any | None:
+        return _device_pair("COLUMN_SOFTMAX", self.n)
+
+
+@register("matrix")
+@dataclass(frozen=True)
+class Matrix(_SquareGate):
+    """n×n weights as they are: fraction k of the input is ``Σᵢ Wᵢₖ xᵢ`` (Frac-Connections, arXiv 2503.14125)."""
+
+    name = "matrix"
+    writes = False
+
+    @property
+    def value_shape(self) -> tuple[int, ...]:
+        return (self.n, self.n)
+
+    def forward(self, theta: Tensor) -> Tensor:
+        return self._square(theta)
+
+    def inverse(self, weights: Tensor) -> Tensor:
+        """The weights that read every fraction with its own one: those of a diagonal matrix."""
+        return torch.diag(weights).flatten()
+
+    def read_weights(self, stream: int) -> Tensor:
+        """Ones: every fraction is read where it lies."""
+        return torch.ones(self.n, dtype=torch.float64)
+
+    def read(self, x: Tensor, weights: Tensor) -> Tensor:
+        return read_streams(x, weights).flatten(-2)
+
+
+BUILT_IN: tuple[type[Gate], ...] = (Sigmoid, DoubleSigmoid, Softmax, Linear, RowSoftmax, ColumnSoftmax, Matrix)
+
+
+def _device_pair(name: str, n: int) -> Any | None:
+    if n > MAX_FUSED_STREAMS:
+        return None
+    from hyperconn.kernels.fused.maps import gates  # here and not above: nothing but the fused kernels may need triton
+
+    return getattr(gates, name)

@@ -1,47 +1,69 @@
-"""Where the coefficients of a layer start: exactly at a plain residual network, or at the published code."""
+"""Where the logits of a layer start: exactly at a plain residual network, or at the published code."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from hyperconn.config import HyperConnectionConfig
-from hyperconn.gates import gate
-from hyperconn.manifolds import Manifold, invariants
+from hyperconn.manifolds import invariants
+from hyperconn.manifolds.core.map import real_numbers
+from hyperconn.spec import LayerSpec
 
 # Sharpness of a start that must be the identity: 1 - tanh(9) = 3e-8, within a float32 rounding of it, and still with a
 # gradient in float32, which identity() itself has not where it lies at infinity.
 _NEARLY_IDENTITY = 18.0
 
-
-def start_logits(config: HyperConnectionConfig, manifold: Manifold, layer_index: int) -> Tensor:
-    """``[P_total]`` float64 logits at zero prediction, pre | post | residual."""
-    stream = layer_index % config.streams
-    # A few numbers that have to be looked at, while the model may be built on a device that has none (meta).
-    with torch.device("cpu"):
-        return torch.cat([_pre_start(config, stream), _post_start(config, stream), _residual_start(config, manifold)])
+# How far a start may be off a plain residual network: some float32 roundings.
+_ROUNDING = 1e-6
 
 
-def _pre_start(config: HyperConnectionConfig, stream: int) -> Tensor:
-    n, pre_gate = config.streams, gate(config.pre_gate)
-    if config.fractions:  # every fraction is read where it lies
-        return torch.eye(n, dtype=torch.float64).flatten()
-    start = pre_gate.start_read
-    if config.init == "published" and pre_gate.published is not None:
-        start = pre_gate.published
-    assert start is not None
-    return start(n, stream)
+def start_logits(spec: LayerSpec) -> Tensor:
+    """``[P_total]`` float64 logits at zero prediction, pre | post | residual.
+
+    Raises:
+        ValueError: ``init="residual"`` and a gate that does not reach the weights of a plain residual network.
+    """
+    with real_numbers():
+        logits = torch.cat([_pre_start(spec), _post_start(spec), _residual_start(spec)]).tolist()
+    return torch.tensor(logits, dtype=torch.float64, device="cpu")
 
 
-def _post_start(config: HyperConnectionConfig, stream: int) -> Tensor:
-    n, post_gate = config.streams, gate(config.post_gate)
-    if config.init == "published" and post_gate.published is not None:
-        return post_gate.published(n, stream)
-    assert post_gate.start_write is not None
-    return post_gate.start_write(n)
+def _pre_start(spec: LayerSpec) -> Tensor:
+    gate, stream = spec.pre_gate, spec.layer_index % spec.layout.n
+    published = gate.published_start(stream) if spec.config.init == "published" else None
+    if published is not None:
+        return published
+    logits = gate.read_start(stream)
+    if spec.config.init == "residual" and spec.one_weight_a_stream:
+        _require_plain(spec, "read weights add up to", float(gate(logits).sum()))
+    return logits
 
 
-def _residual_start(config: HyperConnectionConfig, manifold: Manifold) -> Tensor:
+def _post_start(spec: LayerSpec) -> Tensor:
+    gate, config = spec.post_gate, spec.config
+    published = gate.published_start(spec.layer_index % spec.layout.n) if config.init == "published" else None
+    if published is not None:
+        return published
+    logits = gate.write_start((1 - config.post_eps) / config.post_gain)
+    if config.init == "residual":
+        weights = config.post_gain * gate(logits) + config.post_eps
+        for weight in (weights.min(), weights.max()):
+            _require_plain(spec, "write weights are", float(weight))
+    return logits
+
+
+def _require_plain(spec: LayerSpec, what: str, value: float) -> None:
+    if not abs(value - 1) <= _ROUNDING:
+        config = spec.config
+        raise ValueError(
+            f"{spec.summary()} cannot start as a plain residual network, whose {what} 1: its gates "
+            f"{spec.pre_gate!r} and {spec.post_gate!r} with post_gain={config.post_gain} and post_eps={config.post_eps}"
+            f" come to {value:.6g}; take gates that reach 1, or init='published' with gates that have a published start"
+        )
+
+
+def _residual_start(spec: LayerSpec) -> Tensor:
+    manifold, config = spec.manifold, spec.config
     theta = manifold.initial(config.sharpness, dtype=torch.float64)
     if config.init == "published":
         return theta

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hyperconn.connection import HyperConnection
-from hyperconn.stream_state import Handover
+from hyperconn.stream_state import DelayedStreams, Handover
 
 
 class HyperConnectionStack(nn.ModuleList):
@@ -20,7 +20,8 @@ class HyperConnectionStack(nn.ModuleList):
     Args:
         layers: HyperConnection modules with branches, of the same number of streams and channels.
 
-    Shapes: ``x [..., n, C] -> [..., n, C]``. Extra arguments reach every branch.
+    Shapes: ``x [..., n, C] -> [..., n, C]``; with delayed reads ``DelayedStreams -> DelayedStreams``. Extra arguments
+    reach every branch.
 
     Raises:
         TypeError: something else than HyperConnection modules, or a branch that returns more than its output.
@@ -37,18 +38,18 @@ class HyperConnectionStack(nn.ModuleList):
     def __init__(self, layers: Iterable[HyperConnection]) -> None:
         super().__init__(_checked(layers))
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, x: Tensor | DelayedStreams, *args: Any, **kwargs: Any) -> Tensor | DelayedStreams:
         """Run the layers in order: ``[..., n, C] -> [..., n, C]``; without any, x itself."""
         layers = _checked(self)  # again, because a ModuleList can be appended to
-        handed: Tensor | Handover = x
+        handed: Tensor | DelayedStreams | Handover = x
         for layer, following in zip(layers, [*layers, None][1:], strict=True):
             handed = layer(handed, *args, into=following, **kwargs)
-            if isinstance(handed, tuple):
+            if isinstance(handed, tuple) and not isinstance(handed, DelayedStreams):
                 raise TypeError(
                     f"a branch of {type(self).__name__} returned {len(handed)} values; a stack passes on the streams "
                     "alone: run the layers one by one, with `x, *rest = layer(x, into=next_layer)`"
                 )
-        assert isinstance(handed, Tensor)
+        assert not isinstance(handed, Handover)
         return handed
 
 

@@ -3,20 +3,40 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hyperconn.kernels.steps import Projected
-
-if TYPE_CHECKING:
-    from hyperconn.connection import HyperConnection
+from hyperconn.spec import LayerSpec
 
 
 def recomputing() -> bool:
     """Whether a backward pass is running: it may repeat a step that a checkpoint wants to see again."""
     return torch._C._current_graph_task_id() != -1
+
+
+class DelayedStreams(NamedTuple):
+    """What passes between sublayers that read with the weights of the sublayer before (``read="delayed"``).
+
+    Attributes:
+        streams: ``[..., n, C]``.
+        pre: ``[..., n]``, float32 or wider: the weights that the next sublayer reads with; the last ones collapse the
+            streams.
+
+    Source: DeepSeek-V4.1.
+    """
+
+    streams: Tensor
+    pre: Tensor
+
+    @classmethod
+    def seed(cls, x: Tensor) -> DelayedStreams:
+        """What the first sublayer takes: streams ``x [..., n, C]``, read from stream 0 alone."""
+        pre = torch.zeros(x.shape[:-1], dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
+        pre[..., 0] = 1.0
+        return cls(x, pre)
 
 
 @dataclass(frozen=True)
@@ -27,6 +47,7 @@ class Entered:
     batch: torch.Size
     dtype: torch.dtype  # of the streams outside
     backend: str
+    carried: Tensor | None = None  # [T, n]: the read weights of the sublayer before, where reads are delayed
 
     def batched(self, flat: Tensor) -> Tensor:
         """``[T, ...]`` to ``[*batch, ...]``."""
@@ -44,7 +65,8 @@ class Handover:
         streams: ``[..., n, C]``, the streams as a plain tensor, for any other use.
     """
 
-    layer: HyperConnection
+    layer: nn.Module
+    spec: LayerSpec
     entered: Entered
     _readers: list[str] = field(default_factory=list, repr=False, compare=False)
 
@@ -52,10 +74,10 @@ class Handover:
         """Note that ``layer`` reads this, which it may do once."""
         if self._readers and not recomputing():
             raise RuntimeError(
-                f"{self.layer.summary()}: the streams handed over were read twice; the gradients of the two reads "
+                f"{self.spec.summary()}: the streams handed over were read twice; the gradients of the two reads "
                 "would be mixed up: read `handover.streams` again instead"
             )
-        self._readers.append(self.layer.summary())
+        self._readers.append(self.spec.summary())
 
     @property
     def streams(self) -> Tensor:

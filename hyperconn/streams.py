@@ -1,17 +1,74 @@
-"""Into the streams and out of them."""
+"""Into the streams and out of them: functions, and the parts that a config names."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from hyperconn.gates import GATES
-from hyperconn.kernels import mean_square_projection, read_streams
+from hyperconn.gates import Sigmoid
 from hyperconn.kernels.autocast import without_autocast
+from hyperconn.kernels.passes.mixing import mean_square_projection, read_streams
 from hyperconn.manifolds.core.errors import unknown_name
+
+# ---------------------------------------------------------------------------------------------------------- expanding
+
+
+@dataclass(frozen=True)
+class Expand(ABC):
+    """How a hidden vector becomes n streams.
+
+    Attributes:
+        name: what a config says.
+        whole: every stream has all channels, and is written all of the branch's output.
+    """
+
+    name: ClassVar[str]
+    whole: ClassVar[bool] = True
+
+    @abstractmethod
+    def stream_dim(self, dim: int, n: int) -> int:
+        """Channels of a stream for a hidden vector of ``dim``; raises ValueError where they cannot be shared out."""
+
+    @abstractmethod
+    def __call__(self, h: Tensor, n: int) -> Tensor:
+        """``[..., C] -> [..., n, stream_dim]``."""
+
+
+@dataclass(frozen=True)
+class Copies(Expand):
+    """n copies: ``[..., C] -> [..., n, C]``."""
+
+    name = "copies"
+
+    def stream_dim(self, dim: int, n: int) -> int:
+        return dim
+
+    def __call__(self, h: Tensor, n: int) -> Tensor:
+        return h.unsqueeze(-2).repeat(*[1] * (h.dim() - 1), n, 1)
+
+
+@dataclass(frozen=True)
+class Fractions(Expand):
+    """n fractions of the vector: ``[..., C] -> [..., n, C/n]`` (Frac-Connections, arXiv 2503.14125)."""
+
+    name = "fractions"
+    whole = False
+
+    def stream_dim(self, dim: int, n: int) -> int:
+        if dim % n:
+            raise ValueError(f"{dim} channels cannot be cut into {n} equal fractions")
+        return dim // n
+
+    def __call__(self, h: Tensor, n: int) -> Tensor:
+        return h.unflatten(-1, (n, self.stream_dim(h.shape[-1], n)))
+
+
+EXPANDS: dict[str, Expand] = {part.name: part for part in (Copies(), Fractions())}
 
 
 def expand_streams(h: Tensor, streams: int, *, fractions: bool = False) -> Tensor:
@@ -34,21 +91,117 @@ def expand_streams(h: Tensor, streams: int, *, fractions: bool = False) -> Tenso
         raise TypeError(f"expand_streams: streams must be an int, got {streams!r}")
     if streams < 1:
         raise ValueError(f"expand_streams: streams must be at least 1, got {streams}")
-    if not fractions:
-        return h.unsqueeze(-2).repeat(*[1] * (h.dim() - 1), streams, 1)
-    if h.shape[-1] % streams:
-        raise ValueError(f"expand_streams: {h.shape[-1]} channels cannot be cut into {streams} equal fractions")
-    return h.unflatten(-1, (streams, h.shape[-1] // streams))
+    return EXPANDS["fractions" if fractions else "copies"](h, streams)
 
 
-def collapse_streams(
-    x: Tensor, how: Literal["mean", "sum", "concat"] | str | Callable[[Tensor], Tensor] = "mean"
-) -> Tensor:
+# --------------------------------------------------------------------------------------------------------- collapsing
+
+
+@dataclass(frozen=True)
+class Collapse(ABC):
+    """How n streams become one hidden vector.
+
+    Attributes:
+        name: what a config says.
+        of: the name of the expansion that it undoes.
+        needs: what comes out of the last sublayer: ``"streams"``, or ``"pre"`` for its read weights as well.
+    """
+
+    name: ClassVar[str]
+    of: ClassVar[str] = "copies"
+    needs: ClassVar[Literal["streams", "pre"]] = "streams"
+
+    @abstractmethod
+    def __call__(self, x: Any) -> Tensor:
+        """``[..., n, C] -> [..., C]`` (``[..., n·C]`` for fractions)."""
+
+    def make(self, dim: int, n: int, **options: Any) -> Callable[[Any], Tensor]:
+        """What a model calls after its last layer: this object, or a module where there is something to learn.
+
+        Args:
+            dim: channels C of a stream.
+            n: number of streams.
+            **options: of the module.
+        """
+        return self
+
+
+@dataclass(frozen=True)
+class Mean(Collapse):
+    """The mean of the streams."""
+
+    name = "mean"
+
+    def __call__(self, x: Any) -> Tensor:
+        return _streams_of(x).mean(-2)
+
+
+@dataclass(frozen=True)
+class Sum(Collapse):
+    """The sum of the streams."""
+
+    name = "sum"
+
+    def __call__(self, x: Any) -> Tensor:
+        return _streams_of(x).sum(-2)
+
+
+@dataclass(frozen=True)
+class Concat(Collapse):
+    """The fractions, side by side."""
+
+    name = "concat"
+    of = "fractions"
+
+    def __call__(self, x: Any) -> Tensor:
+        return _streams_of(x).flatten(-2)
+
+
+@dataclass(frozen=True)
+class Pre(Collapse):
+    """The streams, weighted with what the last of the sublayers with delayed reads left for the next one."""
+
+    name = "pre"
+    needs = "pre"
+
+    def __call__(self, x: Any) -> Tensor:
+        if isinstance(x, Tensor) or not hasattr(x, "pre"):
+            raise TypeError(
+                f"collapse_streams: 'pre' takes the streams and weights that a layer with read='delayed' returns, got "
+                f"{_describe(x)}; use 'mean' for streams alone"
+            )
+        streams, pre = x
+        wide = torch.promote_types(streams.dtype, pre.dtype)
+        with without_autocast(streams.device):
+            return read_streams(streams.to(wide), pre.to(wide)).to(streams.dtype)
+
+
+@dataclass(frozen=True)
+class Head(Collapse):
+    """A learned head, ``HyperConnectionHead``."""
+
+    name = "head"
+
+    def __call__(self, x: Any) -> Tensor:
+        raise ValueError(
+            "collapse_streams: a learned head has parameters, so it is a module: make "
+            "HyperConnectionHead(dim, streams) once and pass it in place of 'head'"
+        )
+
+    def make(self, dim: int, n: int, **options: Any) -> Callable[[Any], Tensor]:
+        return HyperConnectionHead(dim, n, **options)
+
+
+COLLAPSES: dict[str, Collapse] = {part.name: part for part in (Mean(), Sum(), Head(), Concat(), Pre())}
+
+
+def collapse_streams(x: Any, how: str | Callable[[Any], Tensor] = "mean") -> Tensor:
     """Turn residual streams into one hidden vector.
 
     Args:
-        x: ``[..., n, C]``.
-        how: ``"mean"`` or ``"sum"`` over the streams, ``"concat"`` for fractions, or a learned head (any callable).
+        x: ``[..., n, C]``, or the ``DelayedStreams`` that a layer with ``read="delayed"`` returns.
+        how: ``"mean"`` or ``"sum"`` over the streams, ``"concat"`` for fractions, ``"pre"`` for delayed reads, or a
+            learned head (any callable).
 
     Returns:
         ``[..., C]``; ``[..., n·C]`` for ``"concat"``.
@@ -56,22 +209,20 @@ def collapse_streams(
     Raises:
         UnknownNameError: another word.
     """
-    if not isinstance(x, Tensor) or x.dim() < 2:
+    if _streams_of(x).dim() < 2:
         raise ValueError(f"collapse_streams: x is a tensor of shape [..., n, C], got {_describe(x)}")
     if callable(how):
         return how(x)
-    if how == "mean":
-        return x.mean(-2)
-    if how == "sum":
-        return x.sum(-2)
-    if how == "concat":
-        return x.flatten(-2)
-    if how == "head":
-        raise ValueError(
-            "collapse_streams: a learned head has parameters, so it is a module: make "
-            "HyperConnectionHead(dim, streams) once and pass it in place of 'head'"
-        )
-    raise unknown_name("way to collapse streams", how, ("mean", "sum", "concat"))
+    if not isinstance(how, str) or how not in COLLAPSES:
+        raise unknown_name("way to collapse streams", how, COLLAPSES)
+    return COLLAPSES[how](x)
+
+
+def _streams_of(x: Any) -> Tensor:
+    streams = x if isinstance(x, Tensor) else getattr(x, "streams", None)
+    if not isinstance(streams, Tensor):
+        raise ValueError(f"collapse_streams: x is a tensor of shape [..., n, C], got {_describe(x)}")
+    return streams
 
 
 def _describe(value: object) -> str:
@@ -109,6 +260,7 @@ class HyperConnectionHead(nn.Module):
             raise ValueError(f"HyperConnectionHead: dim and streams must be at least 1, got {dim} and {streams}")
         self.dim, self.streams = dim, streams
         self.norm_eps, self.pre_eps = norm_eps, pre_eps
+        self.gate = Sigmoid(streams)
         self.hc_fn = nn.Parameter(torch.empty(streams, streams * dim, device=device))
         self.hc_base = nn.Parameter(torch.empty(streams, device=device))
         self.hc_scale = nn.Parameter(torch.empty(1, device=device))
@@ -119,8 +271,9 @@ class HyperConnectionHead(nn.Module):
         """Weights 1/n for every token."""
         self.hc_fn.zero_()
         self.hc_scale.fill_(0.01)
-        share = torch.full((self.streams,), 1 / self.streams, dtype=torch.float64)
-        self.hc_base.copy_(torch.logit(share.clamp(max=1 - 2.0**-23)))
+        with torch.device("cpu"):  # while the model may be built on a device without numbers
+            start = self.gate.write_start(1 / self.streams)
+        self.hc_base.copy_(start)
 
     def forward(self, x: Tensor) -> Tensor:
         if not x.is_floating_point():
@@ -133,7 +286,7 @@ class HyperConnectionHead(nn.Module):
         with without_autocast(x.device):
             wide = x.to(dtype)
             z = mean_square_projection(wide, self.hc_fn.to(dtype), self.norm_eps)
-            pre = GATES["sigmoid"](self.hc_scale.to(dtype) * z + self.hc_base.to(dtype), self.streams) + self.pre_eps
+            pre = self.gate(self.hc_scale.to(dtype) * z + self.hc_base.to(dtype)) + self.pre_eps
             return read_streams(wide, pre).to(x.dtype)
 
     def extra_repr(self) -> str:

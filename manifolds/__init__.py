@@ -11,10 +11,10 @@ from hyperconn.manifolds.grassmann import Grassmann
 from hyperconn.manifolds.identity import Identity
 from hyperconn.manifolds.kronecker import Kronecker
 from hyperconn.manifolds.permutation import Permutation
+from hyperconn.manifolds.registry import aliases, available, get, make, provider, register, resolve, unregister
 from hyperconn.manifolds.registry.constrain import constrain
 from hyperconn.manifolds.registry.plugins import Provider
 from hyperconn.manifolds.registry.provenance import PluginVersionWarning
-from hyperconn.manifolds.registry.registry import aliases, available, get, make, provider, register, resolve, unregister
 from hyperconn.manifolds.spectral_sphere import SpectralSphere
 from hyperconn.manifolds.stiefel import Stiefel
 from hyperconn.manifolds.unconstrained import Unconstrained

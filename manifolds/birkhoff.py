@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from hyperconn.kernels import entries_together, round_to_doubly_stochastic, sinkhorn
-from hyperconn.manifolds.core import invariants
-from hyperconn.manifolds.core.invariants import Invariant
-from hyperconn.manifolds.core.manifold import MAX_FUSED_STREAMS, Manifold
+from hyperconn.manifolds.core.invariants import DOUBLY_STOCHASTIC, Invariant, column_sums, nonnegative, row_sums
+from hyperconn.manifolds.core.manifold import Manifold
+from hyperconn.manifolds.core.map import MAX_FUSED_STREAMS
 from hyperconn.manifolds.core.options import require_choice, require_int, require_number
 from hyperconn.manifolds.core.symmetries import (
     Symmetry,
@@ -74,6 +74,7 @@ class Birkhoff(Manifold):
 
     name = "birkhoff"
     source = "arXiv 2512.24880"
+    invariants = DOUBLY_STOCHASTIC
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -96,17 +97,12 @@ class Birkhoff(Manifold):
         return self.n**2
 
     @property
-    def invariants(self) -> tuple[Invariant, ...]:
-        return (invariants.row_sums, invariants.column_sums, invariants.nonnegative)
-
-    @property
     def exact_invariants(self) -> tuple[Invariant, ...]:
         if self.exact:
             return self.invariants
         if self.eps > 0.0:
-            return (invariants.nonnegative,)
-        last = invariants.row_sums if self.first_axis == "columns" else invariants.column_sums
-        return (last, invariants.nonnegative)
+            return (nonnegative,)
+        return (row_sums if self.first_axis == "columns" else column_sums, nonnegative)
 
     @property
     def norm_bound(self) -> float | None:
@@ -121,8 +117,7 @@ class Birkhoff(Manifold):
             eps_mode=self.eps_mode,
             implicit=self.gradient == "implicit",
         )
-        H = round_to_doubly_stochastic(H) if self.finish == "round" else H
-        return entries_together(H)
+        return entries_together(round_to_doubly_stochastic(H) if self.finish == "round" else H)
 
     def reference(self, theta: Tensor) -> Tensor:
         """Sweeps by division, and Algorithm 2 of arXiv 1705.09634."""
@@ -172,22 +167,16 @@ class Birkhoff(Manifold):
             rounded=self.finish == "round",
         )
 
-    def identity(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Tensor:
-        return self.initial(_FAR, dtype=dtype, device=device)
+    def identity_coordinates(self) -> Tensor:
+        return self.initial_coordinates(_FAR)
 
     @property
     def contains_identity(self) -> bool:
         # eps leaves mass beside the diagonal, and rounding puts mass there, whatever the logits are.
         return self.eps == 0.0 or (self.n == 1 and self.finish == "round")
 
-    def initial(
-        self,
-        sharpness: float = 8.0,
-        *,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
-        return (sharpness * (torch.eye(self.n, dtype=dtype, device=device) - 1)).flatten()
+    def initial_coordinates(self, sharpness: float) -> Tensor:
+        return (sharpness * (torch.eye(self.n, dtype=torch.float64) - 1)).flatten()
 
     def coordinates(self, H: Tensor) -> Tensor:
         """Logarithms of the entries.

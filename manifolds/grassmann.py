@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperconn.manifolds.core import invariants
-from hyperconn.manifolds.core.invariants import Invariant
-from hyperconn.manifolds.core.manifold import MAX_FUSED_STREAMS, Manifold
+from hyperconn.manifolds.core.invariants import Invariant, idempotent, non_expansive, spectral_norm, symmetric, trace
+from hyperconn.manifolds.core.manifold import Manifold
+from hyperconn.manifolds.core.map import MAX_FUSED_STREAMS
 from hyperconn.manifolds.core.options import require_int
+from hyperconn.manifolds.core.rotations import LARGEST_SKEW, cayley
 from hyperconn.manifolds.core.symmetries import Symmetry
 from hyperconn.manifolds.registry import register
-from hyperconn.manifolds.stiefel import LARGEST_SKEW, cayley
 
 
 @register("grassmann")
@@ -47,8 +47,9 @@ class Grassmann(Manifold):
     p: int | None = None
 
     name = "grassmann"
-    exact = True
     source = "arXiv 2602.18308"
+    exact = True
+    norm_bound = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,21 +69,11 @@ class Grassmann(Manifold):
 
     @property
     def invariants(self) -> tuple[Invariant, ...]:
-        return (
-            invariants.symmetric,
-            invariants.idempotent,
-            invariants.trace(self.rank),
-            invariants.spectral_norm,
-            invariants.non_expansive,
-        )
+        return (symmetric, idempotent, trace(self.rank), spectral_norm, non_expansive)
 
     @property
     def contains_identity(self) -> bool:
         return self.rank == self.n
-
-    @property
-    def norm_bound(self) -> float:
-        return 1.0
 
     @property
     def kernel(self) -> Any | None:
@@ -102,10 +93,10 @@ class Grassmann(Manifold):
         return U @ U.mT
 
     def reference(self, theta: Tensor) -> Tensor:
-        """The projector onto the range of ``[I − BᵀB; −2B]``, orthonormal once divided by ``I + BᵀB``."""
+        """The projector onto the range of ``[I − BᵀB; −2B]``."""
         B = theta.unflatten(-1, (self.n - self.rank, self.rank))
         eye = torch.eye(self.rank, dtype=B.dtype, device=B.device)
-        U = torch.cat([eye - B.mT @ B, -2 * B], -2) @ torch.linalg.inv(eye + B.mT @ B)
+        U, _ = torch.linalg.qr(torch.cat([eye - B.mT @ B, -2 * B], -2))
         return U @ U.mT
 
     @property
@@ -117,9 +108,9 @@ class Grassmann(Manifold):
 
         return (Symmetry("reflection", "m(−B) = D m(B) D, D = diag(1, …, −1)", lambda theta, draw: -theta, reflected),)
 
-    def identity(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Tensor:
+    def identity_coordinates(self) -> list[float]:
         """Zeros: ``diag(1, …, 1, 0, …, 0)``. Every projector of rank p is at the same distance √(n − p) from I."""
-        return torch.zeros(self.num_coordinates, dtype=dtype, device=device)
+        return [0.0] * self.num_coordinates
 
     def coordinates(self, H: Tensor) -> Tensor:
         """The basis of the range whose upper block is symmetric and positive determines B."""

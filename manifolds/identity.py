@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperconn.manifolds.core import invariants
-from hyperconn.manifolds.core.invariants import Invariant
-from hyperconn.manifolds.core.manifold import MAX_FUSED_STREAMS, Manifold
+from hyperconn.manifolds.core.invariants import DOUBLY_STOCHASTIC, is_identity, non_expansive, orthogonal
+from hyperconn.manifolds.core.manifold import Manifold
+from hyperconn.manifolds.core.map import MAX_FUSED_STREAMS
 from hyperconn.manifolds.registry import register
 
 
@@ -29,27 +29,11 @@ class Identity(Manifold):
     """
 
     name = "identity"
-    exact = True
     source = "transformers hy_v4"
-
-    @property
-    def num_coordinates(self) -> int:
-        return 0
-
-    @property
-    def invariants(self) -> tuple[Invariant, ...]:
-        return (
-            invariants.is_identity,
-            invariants.row_sums,
-            invariants.column_sums,
-            invariants.nonnegative,
-            invariants.orthogonal,
-            invariants.non_expansive,
-        )
-
-    @property
-    def norm_bound(self) -> float:
-        return 1.0
+    exact = True
+    invariants = (is_identity, *DOUBLY_STOCHASTIC, orthogonal, non_expansive)
+    norm_bound = 1.0
+    num_coordinates = 0
 
     @property
     def kernel(self) -> Any | None:
@@ -64,8 +48,8 @@ class Identity(Manifold):
         eye = torch.eye(self.n, dtype=theta.dtype, device=theta.device)
         return eye.expand(*theta.shape[:-1], self.n, self.n)
 
-    def identity(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Tensor:
-        return torch.empty(0, dtype=dtype, device=device)
+    def identity_coordinates(self) -> tuple[float, ...]:
+        return ()
 
     def coordinates(self, H: Tensor) -> Tensor:
-        return self._require_member(H, invariants.is_identity).new_empty(*H.shape[:-2], 0)
+        return self._require_member(H, is_identity).new_empty(*H.shape[:-2], 0)

@@ -15,7 +15,8 @@ from hyperconn.manifolds.core import invariants
 from hyperconn.manifolds.core.errors import shown
 from hyperconn.manifolds.core.factorisation import Misfit, kronecker_product, nearest_factors
 from hyperconn.manifolds.core.invariants import Invariant
-from hyperconn.manifolds.core.manifold import MAX_FUSED_STREAMS, MAX_STREAMS, Manifold
+from hyperconn.manifolds.core.manifold import Manifold
+from hyperconn.manifolds.core.map import MAX_FUSED_STREAMS, MAX_STREAMS
 from hyperconn.manifolds.core.plain_data import MAX_DEPTH, require_small
 from hyperconn.manifolds.identity import Identity
 from hyperconn.manifolds.permutation import MAX_N, Permutation
@@ -135,7 +136,7 @@ class Kronecker(Manifold):
     @staticmethod
     def _inherited(sets: list[tuple[Invariant, ...]]) -> tuple[Invariant, ...]:
         if not sets:  # the empty product is the 1×1 identity
-            return (invariants.row_sums, invariants.column_sums, invariants.nonnegative)
+            return invariants.DOUBLY_STOCHASTIC
         shared = _shared(sets)
         # A doubly stochastic factor has norm 1 without saying so; a rotation beside it shares nothing else with it.
         return shared or _shared([_with_norm(held) for held in sets])
@@ -177,19 +178,13 @@ class Kronecker(Manifold):
 
         return kronecker_pair([part.n for part in parts])
 
-    def identity(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Tensor:
-        empty = torch.empty(0, dtype=dtype, device=device)
-        return torch.cat([empty, *(part.identity(dtype=dtype, device=device) for part in self.parts)])
+    def identity_coordinates(self) -> Tensor:
+        none = torch.empty(0, dtype=torch.float64)
+        return torch.cat([none, *(part.identity(dtype=torch.float64, device="cpu") for part in self.parts)])
 
-    def initial(
-        self,
-        sharpness: float = 8.0,
-        *,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
-        empty = torch.empty(0, dtype=dtype, device=device)
-        return torch.cat([empty, *(part.initial(sharpness, dtype=dtype, device=device) for part in self.parts)])
+    def initial_coordinates(self, sharpness: float) -> Tensor:
+        none = torch.empty(0, dtype=torch.float64)
+        return torch.cat([none, *(part.initial(sharpness, dtype=torch.float64, device="cpu") for part in self.parts)])
 
     def coordinates(self, H: Tensor) -> Tensor:
         """Coordinates of the factors of the nearest product, each brought to the scale and sign of its own set.
@@ -241,7 +236,7 @@ def _shared(sets: list[tuple[Invariant, ...]]) -> tuple[Invariant, ...]:
 
 def _with_norm(held: tuple[Invariant, ...]) -> tuple[Invariant, ...]:
     """``held`` and, for doubly stochastic matrices, the norm that follows from it."""
-    if {invariants.row_sums, invariants.column_sums, invariants.nonnegative} <= set(held):
+    if set(invariants.DOUBLY_STOCHASTIC) <= set(held):
         return tuple(dict.fromkeys((*held, invariants.spectral_norm, invariants.non_expansive)))
     return held
 

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperconn.manifolds.core import invariants
 from hyperconn.manifolds.core.constants import constant
-from hyperconn.manifolds.core.invariants import Invariant
+from hyperconn.manifolds.core.invariants import DOUBLY_STOCHASTIC
 from hyperconn.manifolds.core.manifold import Manifold
 from hyperconn.manifolds.core.symmetries import Symmetry, relabelled, relabelling, transposed
 from hyperconn.manifolds.registry import register
@@ -53,8 +52,10 @@ class Permutation(Manifold):
     """
 
     name = "permutation"
-    exact = True
     source = "arXiv 2601.05732"
+    exact = True
+    invariants = DOUBLY_STOCHASTIC
+    norm_bound = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,14 +69,6 @@ class Permutation(Manifold):
     @property
     def num_coordinates(self) -> int:
         return math.factorial(self.n)
-
-    @property
-    def invariants(self) -> tuple[Invariant, ...]:
-        return (invariants.row_sums, invariants.column_sums, invariants.nonnegative)
-
-    @property
-    def norm_bound(self) -> float:
-        return 1.0
 
     def forward(self, theta: Tensor) -> Tensor:
         weights = torch.softmax(theta, -1)
@@ -120,19 +113,11 @@ class Permutation(Manifold):
 
         return permutation_pair(self.n)
 
-    def identity(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Tensor:
-        return self.initial(_FAR, dtype=dtype, device=device)
+    def identity_coordinates(self) -> list[float]:
+        return self.initial_coordinates(_FAR)
 
-    def initial(
-        self,
-        sharpness: float = 8.0,
-        *,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
-        theta = torch.full((self.num_coordinates,), -float(sharpness), dtype=dtype, device=device)
-        theta[0] = 0.0
-        return theta
+    def initial_coordinates(self, sharpness: float) -> list[float]:
+        return [0.0] + [-sharpness] * (self.num_coordinates - 1)
 
     def coordinates(self, H: Tensor) -> Tensor:
         """Birkhoff–von Neumann decomposition by the permutation with the largest bottleneck, then logarithms."""

@@ -10,15 +10,29 @@ import torch
 from torch import Tensor
 
 from hyperconn.kernels import cayley_inverse, skew
-from hyperconn.manifolds.core import invariants
 from hyperconn.manifolds.core.constants import constant
-from hyperconn.manifolds.core.invariants import Invariant
-from hyperconn.manifolds.core.manifold import MAX_FUSED_STREAMS, Manifold
+from hyperconn.manifolds.core.invariants import (
+    Invariant,
+    column_sums,
+    non_expansive,
+    orthogonal,
+    row_sums,
+    spectral_norm,
+)
+from hyperconn.manifolds.core.manifold import Manifold
+from hyperconn.manifolds.core.map import MAX_FUSED_STREAMS
 from hyperconn.manifolds.core.options import require_bool, require_number
-from hyperconn.manifolds.core.rotations import cayley_signature, rotation_root
+from hyperconn.manifolds.core.rotations import (
+    LARGEST_SKEW,
+    cayley,
+    cayley_reference,
+    cayley_signature,
+    rotation_root,
+    skew_coordinates,
+    skew_reference,
+)
 from hyperconn.manifolds.core.symmetries import Symmetry, transposed
 from hyperconn.manifolds.registry import register
-from hyperconn.manifolds.stiefel import LARGEST_SKEW, cayley, cayley_reference, skew_coordinates, skew_reference
 
 _FAR = 64.0  # tanh(64) is 1 in float64
 # Up to this n one product for all tokens with the n²×(n−1)² matrix Z ⊗ Z is faster than two small ones for each.
@@ -77,8 +91,9 @@ class SpectralSphere(Manifold):
     preserve_mean: bool = True
 
     name = "spectral_sphere"
-    exact = True
     source = "arXiv 2603.20896"
+    exact = True
+    norm_bound = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -103,14 +118,8 @@ class SpectralSphere(Manifold):
 
     @property
     def invariants(self) -> tuple[Invariant, ...]:
-        norm = (invariants.spectral_norm, invariants.non_expansive)
-        sums = (invariants.row_sums, invariants.column_sums) if self.preserve_mean else ()
-        rotation = (invariants.orthogonal,) if self.isometric else ()
-        return (*sums, *rotation, *norm)
-
-    @property
-    def norm_bound(self) -> float:
-        return 1.0
+        sums = (row_sums, column_sums) if self.preserve_mean else ()
+        return (*sums, *((orthogonal,) if self.isometric else ()), spectral_norm, non_expansive)
 
     @property
     def kernel(self) -> Any | None:
@@ -170,21 +179,13 @@ class SpectralSphere(Manifold):
 
         return (Symmetry("transposition", "m(v, u, s) = m(u, v, s)ᵀ", exchange, transposed),)
 
-    def identity(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Tensor:
-        return self.initial(_FAR, dtype=dtype, device=device)
+    def identity_coordinates(self) -> list[float]:
+        return self.initial_coordinates(_FAR)
 
-    def initial(
-        self,
-        sharpness: float = 8.0,
-        *,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
-        theta = torch.zeros(self.num_coordinates, dtype=dtype, device=device)
-        sizes = dict(self.coordinate_groups)
+    def initial_coordinates(self, sharpness: float) -> list[float]:
+        singular = dict(self.coordinate_groups).get("s", 0)
         # Half the gap of two logits is the argument of the tanh that has the same sensitivity as their softmax.
-        theta[self.num_coordinates - sizes.get("s", 0) :] = sharpness / 2
-        return theta
+        return [0.0] * (self.num_coordinates - singular) + [sharpness / 2] * singular
 
     def coordinates(self, H: Tensor) -> Tensor:
         """Singular value decomposition, with signs chosen so that U and V lie within reach (see ``signature``).

@@ -2,56 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from geotorch.so import cayley_map
 from torch import Tensor
 
-from hyperconn.kernels import cayley_inverse, polish_orthogonal, saturate, skew
-from hyperconn.manifolds.core import invariants
-from hyperconn.manifolds.core.invariants import Invariant
-from hyperconn.manifolds.core.manifold import MAX_FUSED_STREAMS, Manifold
+from hyperconn.kernels import cayley_inverse, skew
+from hyperconn.manifolds.core.invariants import non_expansive, orthogonal, spectral_norm
+from hyperconn.manifolds.core.manifold import Manifold
+from hyperconn.manifolds.core.map import MAX_FUSED_STREAMS
 from hyperconn.manifolds.core.options import require_choice, require_int, require_number
+from hyperconn.manifolds.core.rotations import LARGEST_SKEW, cayley, cayley_reference, skew_coordinates, skew_reference
 from hyperconn.manifolds.core.symmetries import Symmetry, relabelled, transposed
 from hyperconn.manifolds.registry import register
-
-# Largest skew entry that is solved as it is. The solve loses about ‖A‖·eps; up to these sizes that is little enough
-# for the polish to give it back.
-LARGEST_SKEW = {torch.float32: 8e4, torch.float64: 1e10}
-
-
-def cayley(A: Tensor) -> Tensor:
-    """``(I + A)⁻¹(I − A)`` for skew ``A [..., n, n]``, orthogonal to rounding however large A is.
-
-    Where the largest entry of A exceeds 8e4 in float32 (1e10 in float64) all of A is scaled down to it: still a
-    rotation, but small entries beside such a large one lose their say. The solve is geotorch's; three Newton–Schulz
-    steps polish it.
-    """
-    return polish_orthogonal(cayley_map(-2 * saturate(A, LARGEST_SKEW[A.dtype])))
-
-
-def cayley_reference(A: Tensor) -> Tensor:
-    """``(I + A)⁻¹(I − A)`` as it is written."""
-    eye = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
-    return torch.linalg.inv(eye + A) @ (eye - A)
-
-
-def skew_reference(upper: Tensor, n: int) -> Tensor:
-    """The skew matrix with this strict upper triangle, row by row, entry by entry."""
-    A = upper.new_zeros(*upper.shape[:-1], n, n)
-    for k, (i, j) in enumerate(itertools.combinations(range(n), 2)):
-        A[..., i, j], A[..., j, i] = upper[..., k], -upper[..., k]
-    return A
-
-
-def skew_coordinates(A: Tensor) -> Tensor:
-    """The strict upper triangle of ``A [..., n, n]``, row by row: ``[..., n(n-1)/2]``."""
-    n = A.shape[-1]
-    rows, columns = torch.triu_indices(n, n, offset=1, device=A.device)
-    return A[..., rows, columns]
 
 
 @register("stiefel", "cayley", "jpmhc")
@@ -62,8 +26,9 @@ class Stiefel(Manifold):
     **Set**: :math:`H^\top H = I`, :math:`\det H = 1`.
 
     **Map**: the n(n−1)/2 coordinates are the strict upper triangle of a skew matrix A, row by row, and
-    :math:`H = (I + A)^{-1}(I - A)`. The identity is θ = 0, exactly. The eigenvalue −1 is reached only in the
-    limit of infinite coordinates.
+    :math:`H = (I + A)^{-1}(I - A)`. With ``generator="full"`` they are the n² entries of a matrix W, row by row, and
+    :math:`A = (W - W^\top)/2`: so many JPmHC predicts. The identity is θ = 0, exactly. The eigenvalue −1 is reached
+    only in the limit of infinite coordinates.
 
     **Exactness**: ``method="cayley"`` is exact to rounding for any finite coordinates. ``method="iterative"``
     is the paper's fixed-point iteration ``Y ← I + (α/2) W (I + Y)`` from ``Y = I + αW``, with α = ``alpha`` and
@@ -71,13 +36,14 @@ class Stiefel(Manifold):
     standard deviation 0.5, 1 and 4), and approaches the exact map at ``A = −(α/2) W``.
 
     Options:
+        generator: what the coordinates are, ``"upper"`` or ``"full"``.
         method: ``"cayley"`` or ``"iterative"``.
         alpha, steps: of the iterative method only.
 
     Raises:
         ValueError: an option outside its range.
 
-    Source: JPmHC, arXiv 2602.18308; the solve is ``geotorch.so.cayley_map``.
+    Source: JPmHC, arXiv 2602.18308.
 
     >>> import torch
     >>> Q = Stiefel(n=3)(torch.tensor([1.0, 2.0, 3.0]))
@@ -85,15 +51,18 @@ class Stiefel(Manifold):
     True
     """
 
+    generator: Literal["upper", "full"] = "upper"
     method: Literal["cayley", "iterative"] = "cayley"
     alpha: float = 0.1
     steps: int = 2
 
     name = "stiefel"
     source = "arXiv 2602.18308"
+    invariants = (orthogonal, spectral_norm, non_expansive)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_choice(self, "generator", ("upper", "full"))
         require_choice(self, "method", ("cayley", "iterative"))
         require_int(self, "steps", minimum=0, maximum=10_000)
         require_number(self, "alpha", positive=True)
@@ -104,11 +73,12 @@ class Stiefel(Manifold):
 
     @property
     def num_coordinates(self) -> int:
-        return self.n * (self.n - 1) // 2
+        return self.n**2 if self.generator == "full" else self.n * (self.n - 1) // 2
 
     @property
-    def invariants(self) -> tuple[Invariant, ...]:
-        return (invariants.orthogonal, invariants.spectral_norm, invariants.non_expansive)
+    def idle_coordinates(self) -> tuple[int, ...]:
+        """The diagonal of a full generator, which is no part of a skew matrix."""
+        return tuple(range(0, self.n**2, self.n + 1)) if self.generator == "full" else ()
 
     @property
     def norm_bound(self) -> float | None:
@@ -116,7 +86,11 @@ class Stiefel(Manifold):
 
     def reference(self, theta: Tensor) -> Tensor:
         """The Cayley transform, or the terms that the steps of the iteration add up to."""
-        W = skew_reference(theta, self.n)
+        if self.generator == "full":
+            W = theta.unflatten(-1, (self.n, self.n))
+            W = W / 2 - W.mT / 2
+        else:
+            W = skew_reference(theta, self.n)
         if self.method == "cayley":
             return cayley_reference(W)
         half = W * self.alpha / 2
@@ -129,7 +103,7 @@ class Stiefel(Manifold):
     @property
     def symmetries(self) -> tuple[Symmetry, ...]:
         def relabel(theta: Tensor, draw: Tensor) -> Tensor:
-            return skew_coordinates(relabelled(skew(theta, self.n), draw))
+            return self._coordinates_of(relabelled(self._skew(theta), draw))
 
         return (
             Symmetry("relabelling", "m(P A Pᵀ) = P m(A) Pᵀ", relabel, relabelled),
@@ -143,12 +117,22 @@ class Stiefel(Manifold):
         # Here and not above: nothing but the fused kernels may need triton.
         from hyperconn.kernels.fused.maps.stiefel import iterative_pair, stiefel_pair
 
+        full = self.generator == "full"
         if self.method == "iterative":
-            return iterative_pair(float(self.alpha), self.steps)
-        return stiefel_pair((LARGEST_SKEW[torch.float32], LARGEST_SKEW[torch.float64]))
+            return iterative_pair(float(self.alpha), self.steps, full)
+        return stiefel_pair((LARGEST_SKEW[torch.float32], LARGEST_SKEW[torch.float64]), full)
+
+    def _skew(self, theta: Tensor) -> Tensor:
+        if self.generator == "upper":
+            return skew(theta, self.n)
+        W = theta.unflatten(-1, (self.n, self.n)) / 2  # halved first, so that no difference overflows
+        return W - W.mT
+
+    def _coordinates_of(self, A: Tensor) -> Tensor:
+        return A.flatten(-2) if self.generator == "full" else skew_coordinates(A)
 
     def forward(self, theta: Tensor) -> Tensor:
-        W = skew(theta, self.n)
+        W = self._skew(theta)
         if self.method == "cayley":
             return cayley(W)
         eye = torch.eye(self.n, dtype=theta.dtype, device=theta.device)
@@ -157,8 +141,8 @@ class Stiefel(Manifold):
             Y = eye + (self.alpha / 2) * (W @ (eye + Y))
         return Y
 
-    def identity(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Tensor:
-        return torch.zeros(self.num_coordinates, dtype=dtype, device=device)
+    def identity_coordinates(self) -> list[float]:
+        return [0.0] * self.num_coordinates
 
     def coordinates(self, H: Tensor) -> Tensor:
         """Inverse Cayley transform.
@@ -169,8 +153,8 @@ class Stiefel(Manifold):
         """
         if self.method == "iterative":
             return super().coordinates(H)
-        A = cayley_inverse(self._require_member(H, invariants.orthogonal))
-        theta = skew_coordinates(A)
+        A = cayley_inverse(self._require_member(H, orthogonal))
+        theta = self._coordinates_of(A)
         miss = (self.forward(theta) - H).abs().amax() if H.numel() else torch.zeros(())
         if not bool(miss <= torch.finfo(H.dtype).eps ** 0.5):
             raise ValueError(f"{self!r} does not reach this matrix: it has an eigenvalue at or next to −1")
@@ -180,6 +164,7 @@ class Stiefel(Manifold):
     def examples(cls) -> tuple[Stiefel, ...]:
         return (
             *(cls(n=n) for n in (1, 2, 3, 4, 5, 8, 16)),
+            *(cls(n=n, generator="full") for n in (1, 2, 4)),
             cls(n=4, method="iterative"),
             cls(n=3, method="iterative", alpha=0.2, steps=4),
             cls(n=3, method="iterative", steps=0),

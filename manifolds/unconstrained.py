@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperconn.manifolds.core.invariants import Invariant
-from hyperconn.manifolds.core.manifold import MAX_FUSED_STREAMS, Manifold
+from hyperconn.manifolds.core.manifold import Manifold
+from hyperconn.manifolds.core.map import MAX_FUSED_STREAMS
 from hyperconn.manifolds.registry import register
 
 
@@ -30,16 +30,13 @@ class Unconstrained(Manifold):
     """
 
     name = "unconstrained"
-    exact = True
     source = "arXiv 2409.19606"
+    exact = True
+    invariants = ()
 
     @property
     def num_coordinates(self) -> int:
         return self.n**2
-
-    @property
-    def invariants(self) -> tuple[Invariant, ...]:
-        return ()
 
     @property
     def kernel(self) -> Any | None:
@@ -55,11 +52,10 @@ class Unconstrained(Manifold):
 
     def reference(self, theta: Tensor) -> Tensor:
         """Row after row."""
-        rows = [theta[..., i * self.n : (i + 1) * self.n] for i in range(self.n)]
-        return torch.stack(rows, -2)
+        return torch.stack([theta[..., i * self.n : (i + 1) * self.n] for i in range(self.n)], -2)
 
-    def identity(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Tensor:
-        return torch.eye(self.n, dtype=dtype, device=device).flatten()
+    def identity_coordinates(self) -> Tensor:
+        return torch.eye(self.n, dtype=torch.float64).flatten()
 
     def coordinates(self, H: Tensor) -> Tensor:
         return self._require_matrix(H).flatten(-2)

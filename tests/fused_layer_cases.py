@@ -18,7 +18,7 @@ from healthy_manifold import Circulant
 from hyperconn import HyperConnection
 from hyperconn.kernels.fused.pair import DevicePair
 from hyperconn.manifolds import Manifold
-from hyperconn.manifolds.registry.registry import register, unregister
+from hyperconn.manifolds.registry import register, unregister
 from layer_cases import make_block
 
 

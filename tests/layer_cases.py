@@ -27,7 +27,8 @@ def make_block(preset: str | None = None, *, branch: Any = None, n: int = 4, **o
     """A layer in general position: random coefficients that depend on the token."""
     config = HyperConnectionConfig(n, **overrides) if preset is None else None
     config = config or HyperConnectionConfig.preset(str(preset), streams=n, **overrides)
-    block = HyperConnection(Branch() if branch is None else branch, dim=DIM, config=config, layer_index=1)
+    index = 0 if config.read == "delayed" else 1  # the first sublayer with delayed reads takes streams alone
+    block = HyperConnection(Branch() if branch is None else branch, dim=DIM, config=config, layer_index=index)
     generator = torch.Generator().manual_seed(3)
     for name in ("fn", "base", "scale"):
         parameter = getattr(block, name, None)
@@ -37,8 +38,18 @@ def make_block(preset: str | None = None, *, branch: Any = None, n: int = 4, **o
     return block
 
 
+def streams_of(out: Any) -> Tensor:
+    """The streams of what a layer returned, whatever comes with them where reads are delayed."""
+    return out if isinstance(out, Tensor) else out[0]
+
+
 def make_streams(block: HyperConnection, *batch: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(*batch, block.config.streams, block.stream_dim, dtype=dtype)
+
+
+def run(block: Any, x: Any, *args: Any, **kwargs: Any) -> Tensor:
+    """The streams that a layer, or anything around one, returns."""
+    return streams_of(block(x, *args, **kwargs))
 
 
 def gradients(output: Tensor, block: HyperConnection, x: Tensor) -> list[Tensor]:

@@ -8,52 +8,51 @@ from pathlib import Path
 
 import pytest
 
-from hyperconn.manifolds.registry import registry
+from hyperconn.manifolds.registry import Registry
 
-# A manifold in few lines: everything else is inherited from one that keeps the laws.
+# A part in few lines: everything else is inherited from one that keeps the laws.
 CLASS = """
 from dataclasses import dataclass
-from hyperconn.manifolds import Stiefel
+from hyperconn.{module} import {base}
 
 @dataclass(frozen=True)
-class {cls}(Stiefel):
+class {cls}({base}):
     name = "{name}"
 """
 
 Install = Callable[..., Path]
 
 
-def shape_class(name: str = "tilt", cls: str = "Tilt") -> str:
-    """The source of a module with one manifold."""
-    return CLASS.format(name=name, cls=cls)
+def shape_class(name: str = "tilt", cls: str = "Tilt", base: str = "manifolds:Stiefel") -> str:
+    """The source of a module with one part."""
+    module, _, base = base.partition(":")
+    return CLASS.format(name=name, cls=cls, module=module, base=base)
 
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
     """``install("extra", entries={"tilt": "extra_tilt:Tilt"}, extra_tilt=source)``: a distribution on sys.path.
 
-    Modules that it brings, and manifolds that were registered meanwhile, are gone after the test.
+    Modules that it brings, and parts that were registered meanwhile, are gone after the test.
     """
     monkeypatch.delenv("HYPERCONN_PLUGINS", raising=False)
-    entries_before, modules_before = dict(registry._ENTRIES), set(sys.modules)
+    entries_before, modules_before = [dict(registry._entries) for registry in Registry.all], set(sys.modules)
 
     def add(
         name: str = "extra",
         version: str = "1.0",
         *,
-        entries: dict[str, str] | str | None = None,
-        folder: str | None = None,
-        info: str = "dist-info",
+        entries: dict[str, str],
+        kind: str = "manifold",
         **modules: str,
     ) -> Path:
-        place = tmp_path / (folder or name)
-        stem = name.replace("-", "_")
-        metadata = place / (f"{stem}-{version}.dist-info" if info == "dist-info" else f"{stem}.egg-info")
+        place = tmp_path / name
+        metadata = place / f"{name.replace('-', '_')}-{version}.dist-info"
         metadata.mkdir(parents=True)
-        file = "METADATA" if info == "dist-info" else "PKG-INFO"
-        (metadata / file).write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n", encoding="utf-8")
-        lines = [f"{key} = {value}" for key, value in entries.items()] if isinstance(entries, dict) else [entries or ""]
-        (metadata / "entry_points.txt").write_text("\n".join(["[hyperconn.manifolds]", *lines]), encoding="utf-8")
+        file = metadata / "METADATA"
+        file.write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n", encoding="utf-8")
+        lines = [f"[hyperconn.{kind}s]", *(f"{key} = {value}" for key, value in entries.items())]
+        (metadata / "entry_points.txt").write_text("\n".join(lines), encoding="utf-8")
         for module, source in modules.items():
             (place / f"{module}.py").write_text(source, encoding="utf-8")
         if str(place) not in sys.path:
@@ -61,8 +60,9 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
         return metadata
 
     yield add
-    registry._ENTRIES.clear()
-    registry._ENTRIES.update(entries_before)
+    for registry, before in zip(Registry.all, entries_before, strict=True):
+        registry._entries.clear()
+        registry._entries.update(before)
     for module in set(sys.modules) - modules_before:
         if str(getattr(sys.modules[module], "__file__", None)).startswith(str(tmp_path)):
             del sys.modules[module]

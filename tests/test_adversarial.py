@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fused_cases import DEVICE, EXACT, EXACT_DTYPE
 from hyperconn import HyperConnectionStack
-from layer_cases import DIM, PRESETS, Branch, make_block
+from layer_cases import DIM, PRESETS, Branch, make_block, run
 
 # ------------------------------------------------------------------------------------------------- a NaN token
 
@@ -22,7 +22,7 @@ numpy_warns = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def around(block: torch.nn.Module, x: Tensor, cotangent: Tensor) -> tuple[Tensor, Tensor]:
     """Output, and gradient of the streams."""
     leaf = x.clone().requires_grad_()
-    out = block(leaf)
+    out = run(block, leaf)
     (gradient,) = torch.autograd.grad(out, leaf, cotangent)
     return out.detach(), gradient
 

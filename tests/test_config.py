@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from torch import Tensor
 
-from hyperconn import HyperConnection, HyperConnectionConfig, UnknownNameError, manifolds
+from hyperconn import HyperConnection, HyperConnectionConfig, UnknownNameError, gates, manifolds, predictors
 from layer_cases import PRESETS, every_preset
 
 NESTED = {
@@ -23,8 +24,9 @@ NESTED = {
     "fn_std": 0.02,
     "collapse": "sum",
 }
-NUMBERS = ("pre_eps", "sharpness", "scale_init", "fn_std", "norm_eps")
-CHOICES = ("predictor", "pre_gate", "post_gate", "orientation", "init", "collapse", "backend")
+NUMBERS = ("pre_eps", "post_gain", "post_eps", "sharpness", "scale_init", "fn_std", "norm_eps")
+CHOICES = ("orientation", "init", "norm_eps_mode", "read", "expand", "collapse", "backend")
+PARTS = ("manifold", "pre_gate", "post_gate", "predictor")
 NESTED_TOML = """
 streams = 8
 manifold = "kronecker"
@@ -60,16 +62,13 @@ def test_dict_round_trip(config: HyperConnectionConfig) -> None:
 
 
 @every_config
-@pytest.mark.parametrize("suffix", (".yaml", ".yml", ".json"))
-@pytest.mark.parametrize("nested", (False, True))
-def test_file_round_trip(config: HyperConnectionConfig, suffix: str, nested: bool, tmp_path: Path) -> None:
-    table: dict[str, Any] = config.to_dict()
-    if nested:
-        table = {"seed": 3, "hyper_connection": table}
-    path = tmp_path / f"config{suffix}"
-    path.write_text(json.dumps(table) if suffix == ".json" else yaml.safe_dump(table), encoding="utf-8")
-    assert HyperConnectionConfig.from_file(path) == config
-    assert HyperConnectionConfig.from_file(str(path)) == config
+def test_file_round_trip(config: HyperConnectionConfig, tmp_path: Path) -> None:
+    flat: dict[str, Any] = config.to_dict()
+    for table in (flat, {"seed": 3, "hyper_connection": flat}):
+        for suffix, dump in ((".yaml", yaml.safe_dump), (".yml", yaml.safe_dump), (".json", json.dumps)):
+            path = tmp_path / f"config{suffix}"
+            path.write_text(dump(table), encoding="utf-8")
+            assert HyperConnectionConfig.from_file(path) == HyperConnectionConfig.from_file(str(path)) == config
 
 
 def test_toml(tmp_path: Path) -> None:
@@ -91,7 +90,7 @@ def test_preset_by_name_in_a_table(preset: str) -> None:
 
 
 def test_presets_differ() -> None:
-    assert len({HyperConnectionConfig.preset(name) for name in PRESETS}) == len(PRESETS) == 9
+    assert len({HyperConnectionConfig.preset(name) for name in PRESETS}) == len(PRESETS) == 10
 
 
 # ------------------------------------------------------------------------------------------- immutable, hashable
@@ -124,6 +123,114 @@ def test_copies_are_equal_and_hash_alike(config: HyperConnectionConfig) -> None:
     other = dataclasses.replace(config, norm_eps=0.5)
     assert other != config and len({config, other, *twins}) == 2
     assert eval(repr(config), {"HyperConnectionConfig": HyperConnectionConfig}) == config
+
+
+# ------------------------------------------------------------------------------------------- parts as objects
+
+
+@dataclasses.dataclass(frozen=True)
+class Halved(gates.Sigmoid):
+    """A gate that nobody has registered, with an option."""
+
+    name = "halved"
+    by: float = 2.0
+
+    def forward(self, theta: Tensor) -> Tensor:
+        return super().forward(theta) / self.by
+
+    def inverse(self, weights: Tensor) -> Tensor:
+        return super().inverse(weights * self.by)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shifted(manifolds.Stiefel):
+    """A manifold that nobody has registered."""
+
+    name = "shifted"
+
+
+@dataclasses.dataclass(frozen=True)
+class Doubled(predictors.Flat):
+    """A predictor that nobody has registered: its bias counts twice."""
+
+    name = "doubled"
+
+    def logits(self, x: Tensor, raw: Tensor | None, parameters: Any, layout: predictors.Layout) -> Tensor:
+        return super().logits(x, raw, parameters, layout) + parameters["base"]
+
+    @property
+    def fuses(self) -> bool:
+        return False
+
+
+STRANGERS = {"manifold": Shifted(n=4), "pre_gate": Halved(n=4, by=1.25), "predictor": Doubled()}
+
+
+@pytest.mark.parametrize("field", STRANGERS)
+def test_objects_that_are_not_registered_work_everywhere_but_in_a_table(field: str) -> None:
+    config = HyperConnectionConfig(**{field: STRANGERS[field]}, fn_std=0.3, scale_init=1.0)
+    assert getattr(config, field) == getattr(config, f"make_{field}")() == STRANGERS[field]
+    with pytest.raises(TypeError, match=rf"to_dict: {field}={type(STRANGERS[field]).__name__}\(.*register"):
+        config.to_dict()
+    twin = dataclasses.replace(pickle.loads(pickle.dumps(config)), scale_init=1.0)
+    assert twin == config and hash(twin) == hash(config) != hash(HyperConnectionConfig(fn_std=0.3, scale_init=1.0))
+    block, plain = (HyperConnection(torch.nn.Tanh(), 8, c) for c in (config, HyperConnectionConfig(fn_std=0.3)))
+    x = torch.randn(3, 4, 8)
+    out = block(x)
+    assert not torch.allclose(out, plain(x), atol=1e-3)
+    gradients = torch.autograd.grad((out * torch.randn_like(out)).sum(), list(block.parameters()))
+    assert all(g.abs().max() > 0 for g in gradients)
+    fresh = copy.deepcopy(block)
+    fresh.base.data.zero_()
+    fresh.load_state_dict(block.state_dict())
+    assert torch.equal(fresh(x), out)
+    if sum(p.numel() for p in plain.parameters()) == sum(p.numel() for p in block.parameters()):
+        with pytest.raises(RuntimeError, match=STRANGERS[field].name):
+            plain.load_state_dict(block.state_dict())
+
+
+def test_objects_of_registered_classes_are_their_names() -> None:
+    for field, part in (
+        ("manifold", manifolds.Birkhoff(n=4, finish="round")),
+        ("pre_gate", gates.Softmax(n=4)),
+        ("post_gate", gates.Linear(n=4)),
+        ("predictor", predictors.Flat(norm_weight="weight")),
+    ):
+        options = {f"{field}_options": part.chosen_options()} if part.chosen_options() else {}
+        named = HyperConnectionConfig(**{field: part.name, **options})
+        assert HyperConnectionConfig(**{field: part}) == named != HyperConnectionConfig()
+        assert HyperConnectionConfig.from_dict(named.to_dict()) == named
+
+
+def test_objects_have_to_fit() -> None:
+    with pytest.raises(ValueError, match=r"manifold=Stiefel\(n=2.*is made for n=2, streams=4"):
+        HyperConnectionConfig(manifold=manifolds.Stiefel(n=2))
+    with pytest.raises(TypeError, match=r"manifold_options go with a name; Stiefel\(n=4"):
+        HyperConnectionConfig(manifold=manifolds.Stiefel(n=4), manifold_options={"steps": 3})
+    with pytest.raises(TypeError, match=r"pre_gate is a name.*or a Gate object, got Stiefel"):
+        HyperConnectionConfig(pre_gate=manifolds.Stiefel(n=4))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", (gates, predictors), ids=("gates", "predictors"))
+def test_gates_and_predictors_are_registered_like_manifolds(kind: Any) -> None:
+    cls, field = (Halved, "pre_gate") if kind is gates else (Doubled, "predictor")
+    kind.register(cls.name)(cls)
+    try:
+        assert cls.name in kind.available() and kind.get(cls.name) is cls
+        options = {"pre_gate_options": {"by": 1.25}} if kind is gates else {}
+        named = HyperConnectionConfig(**{field: cls.name, **options})
+        assert HyperConnectionConfig(**{field: STRANGERS[field]}) == named
+        assert HyperConnectionConfig.from_dict(named.to_dict()) == named
+    finally:
+        kind.unregister(cls.name)
+    with pytest.raises(UnknownNameError, match=cls.name):
+        HyperConnectionConfig(**{field: cls.name})
+
+
+def test_a_preset_with_another_part_drops_the_options_of_its_own() -> None:
+    config = HyperConnectionConfig.preset("deepseek-v4", manifold="kronecker", predictor="static")
+    assert not config.manifold_options and not config.predictor_options and config.orientation == "transposed"
+    assert HyperConnectionConfig.preset("deepseek-v4", manifold="birkhoff").manifold_options["first_axis"] == "rows"
 
 
 # ------------------------------------------------------------------------------------------- errors
@@ -165,9 +272,16 @@ def test_unknown_keyword_of_a_preset() -> None:
         ({"streams": 4, "manifold": "kronecker", "manifold_options": {"factors": [2, 3]}}, r"multiply to 6.*n=4"),
         ({"norm_eps": -1e-6}, r"norm_eps.*not negative.*-1e-06"),
         ({"scale_init": float("nan")}, r"scale_init.*finite.*nan"),
-        ({"fractions": True}, r"fractions=True.*collapse='mean'.*concat"),
-        ({"collapse": "concat"}, r"fractions=False.*collapse='concat'"),
-        ({"predictor": "per_stream", "manifold": "stiefel"}, r"per_stream.*6.*4 streams.*flat"),
+        ({"post_gain": 0.0}, r"post_gain must be above 0"),
+        ({"expand": "fractions"}, r"expand='fractions' with collapse='mean'.*'concat'"),
+        ({"collapse": "concat"}, r"expand='copies' with collapse='concat'.*'mean'"),
+        ({"expand": "fractions", "collapse": "concat"}, r"n×n matrix of weights.*pre_gate='matrix'.*'sigmoid'"),
+        ({"preset": "fc", "read": "delayed"}, r"read='delayed' hands on one weight a stream.*Matrix"),
+        ({"collapse": "pre"}, r"collapse='pre' needs the weights that read='delayed'"),
+        ({"predictor": "per_stream", "manifold": "stiefel"}, r"per_stream.*6\].*4 streams.*flat"),
+        ({"pre_gate": "column_softmax"}, r"'column_softmax'.*Known: .*sigmoid"),
+        ({"post_gate": "softmax"}, r"'softmax'.*Did you mean.*'column_softmax'"),
+        ({"predictor_options": {"norm_weight": "affine"}}, r"^Flat: norm_weight='affine' goes with norm='layer'"),
     ],
     ids=str,
 )
@@ -185,7 +299,11 @@ OPTIONS = "options are a table of names and values, got "
     [
         *(({"streams": value}, rf"^{OWN}streams must .*, got {value!r}$") for value in (4.0, "4", True, None)),
         ({"streams": 100_000}, r"^Birkhoff: n must be at most 1024 streams, got n=100000"),
-        *(({"manifold": value}, rf"a manifold is chosen by name, .*got {value!r}$") for value in (3, None)),
+        *(
+            ({name: value}, rf"^{OWN}{name} is a name, one of .*, or a \w+ object, got {value!r}$")
+            for name in PARTS
+            for value in (3, None)
+        ),
         ({"manifold_options": 3}, rf"{OPTIONS}3$"),
         ({"manifold_options": ["finish"]}, rf"{OPTIONS}\['finish'\]$"),
         ({"manifold_options": {"iteration": 3}}, r"'birkhoff' has no option 'iteration'; its options are: iterations,"),
@@ -200,10 +318,14 @@ OPTIONS = "options are a table of names and values, got "
         ({"norm_eps": "1e-6"}, rf"^{OWN}norm_eps must be a number, got '1e-6'; YAML .* write 1.0e-6$"),
         *(({name: True}, rf"^{OWN}{name} must be a number, got True$") for name in NUMBERS),
         *(({name: None}, rf"^{OWN}{name} must be a number, got None$") for name in NUMBERS),
-        ({"fractions": "yes"}, rf"^{OWN}fractions must be true or false, got 'yes'$"),
+        *(({f"{name}_options": 3}, rf"{OPTIONS}3$") for name in PARTS),
+        ({"pre_gate_options": {"n": 4}}, rf"^{OWN}pre_gate_options holds n, .*; pass streams=4 instead$"),
+        ({"pre_gate_options": {"eps": 1.0}}, r"gate 'sigmoid' has no option 'eps'; its options are: none"),
+        ({"predictor_options": {"bias": 1}}, r"^Flat: bias must be true or false, got 1$"),
+        ({"predictor_options": {"norm": "batch"}}, r"^Flat: norm must be one of 'rms', 'layer', got 'batch'$"),
         *(({name: 3}, rf"^unknown {name} of a HyperConnectionConfig 3\. Known: ") for name in CHOICES),
         *(({name: None}, rf"^unknown {name} of a HyperConnectionConfig None\. Known: ") for name in CHOICES),
-        ({"pre_gate": ["sigmoid"]}, r"^unknown pre_gate of a HyperConnectionConfig \['sigmoid'\]\. Did you mean"),
+        ({"pre_gate": ["sigmoid"]}, rf"^{OWN}pre_gate is a name, one of .*, or a Gate object, got \['sigmoid'\]$"),
         ({"preset": 3}, r"^unknown preset 3\. Known: "),
         ({"preset": ["mhc"]}, r"^unknown preset \['mhc'\]\. Did you mean"),
     ],
@@ -216,7 +338,7 @@ def test_wrong_types(table: dict[str, Any], message: str) -> None:
 
 
 def test_every_key_meets_a_wrong_type() -> None:
-    named = {*NUMBERS, *CHOICES, "streams", "manifold", "manifold_options", "fractions"}
+    named = {*NUMBERS, *CHOICES, *PARTS, *(f"{name}_options" for name in PARTS), "streams"}
     assert named == {field.name for field in dataclasses.fields(HyperConnectionConfig)}
 
 

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fused_cases import DEVICE, EXACT, EXACT_DTYPE, SIZES, exhaustive, relative_error
-from hyperconn.gates import GATES, READ_GATES, WRITE_GATES, gate
+from hyperconn import gates
 from hyperconn.kernels.fused.coefficients import (
     CoefficientSpec,
     coefficients_backward,
@@ -20,11 +20,11 @@ from hyperconn.kernels.fused.coefficients import (
     fused_coefficients,
 )
 from hyperconn.kernels.fused.launch import recording
-from hyperconn.kernels.fused.maps.gates import DEVICE_GATES
 from hyperconn.kernels.fused.maps.trivial import IDENTITY, UNCONSTRAINED
 from hyperconn.kernels.fused.pair import DevicePair
 from hyperconn.kernels.fused.second_order import refuse_second_derivatives
 from hyperconn.kernels.fused.tiles import flat_from_square, inside_square, square_from_flat
+from hyperconn.kernels.passes.normalisation import inverse_rms
 from hyperconn.kernels.poison import poisoned_memory
 from hyperconn.manifolds import (
     Birkhoff,
@@ -39,15 +39,20 @@ from hyperconn.manifolds import (
 )
 
 WIDTH = 37
+FUSED = [gate for gate in gates.BUILT_IN if gate(n=2).kernel is not None]
+READ_GATES, WRITE_GATES = ([gate.name for gate in FUSED if getattr(gate, role)] for role in ("reads", "writes"))
+BY_KEY = {gate(n=2).kernel.key: gate for gate in FUSED}
+GAIN = 1.7
 Inputs = tuple[Tensor, Tensor, Tensor]
 
 
 def spec_of(n: int, pre: str = "sigmoid", post: str = "double_sigmoid", identity: bool = False) -> CoefficientSpec:
     """Two groups of residual coordinates where there are enough of them, so that their border matters."""
     residual = () if identity else ((n * n,) if n == 1 else (n, n * n - n))
-    sizes = (gate(pre).num_coordinates(n), gate(post).num_coordinates(n), *residual)
-    pair = IDENTITY if identity else UNCONSTRAINED
-    return CoefficientSpec(pair.key, n, sizes, pre, post, 1e-6, 1e-3, WIDTH, transposed=False)
+    read, write = gates.make(pre, n=n), gates.make(post, n=n)
+    sizes = (read.num_coordinates, write.num_coordinates, *residual)
+    key = (IDENTITY if identity else UNCONSTRAINED).key
+    return CoefficientSpec(key, n, sizes, read.kernel.key, write.kernel.key, 1e-6, 1e-4, 1e-3, False, WIDTH, False)
 
 
 def inputs_of(spec: CoefficientSpec, T: int, dtype: torch.dtype = EXACT_DTYPE) -> Inputs:
@@ -62,13 +67,14 @@ def reference(
     raw: Tensor, base: Tensor, scale: Tensor, spec: CoefficientSpec, manifold: Manifold | None = None
 ) -> Inputs:
     """What the layer does, step by step; without a manifold, unconstrained or, without coordinates, the identity."""
-    z = raw[:, :-1] * torch.rsqrt(raw[:, -1:] / spec.width + spec.norm_eps)
+    z = raw[:, :-1] * inverse_rms(raw[:, -1:], spec.width, spec.norm_eps, spec.norm_eps_outside)
     parts = zip(z.split(spec.sizes, -1), scale.unbind(), base.split(spec.sizes), strict=True)
     pre, post, *residual = [b + s * part for part, s, b in parts]
     manifold = manifold or (Unconstrained(n=spec.n) if residual else Identity(n=spec.n))
     H = manifold(torch.cat([pre.new_empty(len(pre), 0), *residual], -1))
     H = H.mT if spec.transposed else H
-    return gate(spec.pre_gate)(pre, spec.n) + spec.pre_eps, gate(spec.post_gate)(post, spec.n), H
+    read, write = (BY_KEY[key](n=spec.n) for key in (spec.pre_key, spec.post_key))
+    return read(pre) + spec.pre_eps, GAIN * write(post) + spec.post_eps, H
 
 
 def reference_backward(
@@ -89,8 +95,8 @@ def check(spec: CoefficientSpec, T: int, manifold: Manifold | None = None) -> No
     expected = reference(*inputs, spec, manifold)
     cotangents = cotangents_of(expected)
     with poisoned_memory():
-        results = coefficients_forward(*inputs, spec)
-        gradients = coefficients_backward(*inputs, *cotangents, spec)
+        results = coefficients_forward(*inputs, spec, GAIN)
+        gradients = coefficients_backward(*inputs, *cotangents, spec, GAIN)
     for actual, wanted in zip(results, expected, strict=True):
         assert relative_error(actual, wanted) < EXACT
     wanted_gradients = reference_backward(inputs, cotangents, spec, manifold)
@@ -125,9 +131,51 @@ def test_all_pairs_of_gates(n: int, pre: str, post: str) -> None:
     check(spec_of(n, pre, post), 5)
 
 
-def test_every_gate_has_device_functions() -> None:
-    assert {name: gate.matrix for name, gate in DEVICE_GATES.items()} == {n: g.matrix for n, g in GATES.items()}
+def test_every_gate_of_one_weight_a_stream_has_device_functions() -> None:
+    assert {gate.name for gate in gates.BUILT_IN} - {gate.name for gate in FUSED} == {"matrix"}
     assert {pre for pre, _ in GATE_PAIRS} == set(READ_GATES) and {post for _, post in GATE_PAIRS} == set(WRITE_GATES)
+    assert gates.make("sigmoid", n=17).kernel is None
+
+
+@pytest.mark.parametrize("eps", (0.0, 1e-3, 0.5))
+def test_eps_outside_of_the_root(eps: float) -> None:
+    check(dataclasses.replace(spec_of(3), norm_eps=eps, norm_eps_outside=True), 5)
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning", "ignore:invalid value:RuntimeWarning")  # numpy's
+@pytest.mark.parametrize(("eps", "outside"), [(0.0, False), (0.0, True), (1e-3, True), (1e-3, False)])
+def test_a_token_of_zeros(eps: float, outside: bool) -> None:
+    """It predicts nothing: its coefficients are those of base, and without an eps it has no gradient."""
+    spec = dataclasses.replace(spec_of(3), norm_eps=eps, norm_eps_outside=outside)
+    inputs = inputs_of(spec, 4)
+    inputs[0][1] = 0.0
+    expected = reference(*inputs, spec)
+    cotangents = cotangents_of(expected)
+    results = coefficients_forward(*inputs, spec, GAIN)
+    gradients = coefficients_backward(*inputs, *cotangents, spec, GAIN)
+    wanted_gradients = reference_backward(inputs, cotangents, spec)
+    for actual, wanted in zip((*results, *gradients), (*expected, *wanted_gradients), strict=True):
+        assert relative_error(actual, wanted) < EXACT and actual.isfinite().all()
+    zeros = inputs[0].new_zeros(1, spec.coordinates + 1)
+    alone = reference(zeros, *inputs[1:], dataclasses.replace(spec, norm_eps=1.0))
+    for actual, of_base in zip(results, alone, strict=True):
+        assert relative_error(actual[1:2], of_base) < EXACT
+    assert bool(gradients[0][1].any()) == (eps > 0)
+
+
+def test_a_scheduled_gain_compiles_nothing() -> None:
+    """It is an argument of the run, not of the compilation, so a new value is the same kernel."""
+    spec, launches = spec_of(4), []
+    inputs = inputs_of(spec, 3)
+    for gain in (2.0, 1.5, 1.0, 0.3):
+        with recording() as recorded:
+            results = coefficients_forward(*inputs, spec, gain)
+            coefficients_backward(*inputs, *results, spec, gain)
+        launches.append(recorded)
+    for recorded in launches:
+        assert [launch.constants for launch in recorded] == [launch.constants for launch in launches[0]]
+    assert [r[0].arguments["post_gain"] for r in launches] == [2.0, 1.5, 1.0, 0.3]
+    assert all(isinstance(r[1].arguments["post_gain"], float) for r in launches)
 
 
 @triton.jit
@@ -184,39 +232,39 @@ CONSTRAINED = (Stiefel(n=3), SpectralSphere(n=4), Grassmann(n=5), Birkhoff(n=4),
 @pytest.mark.parametrize("transposed", (False, True))
 def test_constraints(m: Manifold, transposed: bool) -> None:
     sizes = (m.n, m.n, *(size for _, size in m.coordinate_groups))
-    key = m.kernel.key
-    check(CoefficientSpec(key, m.n, sizes, "softmax", "double_sigmoid", 0.0, 1e-6, WIDTH, transposed), 5, m)
+    plain = spec_of(m.n, "softmax", "double_sigmoid")
+    check(dataclasses.replace(plain, pair_key=m.kernel.key, sizes=sizes, transposed=transposed), 5, m)
 
 
 def test_float32_and_two_runs_alike() -> None:
     spec = spec_of(4, "softmax", "double_sigmoid")
     inputs = inputs_of(spec, 60, torch.float32)
-    results = coefficients_forward(*inputs, spec)
+    results = coefficients_forward(*inputs, spec, GAIN)
     cotangents = cotangents_of(results)
     wide = tuple(part.double() for part in inputs)
     for actual, wanted in zip(results, reference(*wide, spec), strict=True):
         assert actual.dtype == torch.float32 and relative_error(actual, wanted) < 2e-6
-    gradients = coefficients_backward(*inputs, *cotangents, spec)
+    gradients = coefficients_backward(*inputs, *cotangents, spec, GAIN)
     wanted_gradients = reference_backward(wide, tuple(part.double() for part in cotangents), spec)
     for actual, wanted in zip(gradients, wanted_gradients, strict=True):
         assert actual.dtype == torch.float32 and relative_error(actual, wanted) < 1e-5
-    again = (*coefficients_forward(*inputs, spec), *coefficients_backward(*inputs, *cotangents, spec))
+    again = (*coefficients_forward(*inputs, spec, GAIN), *coefficients_backward(*inputs, *cotangents, spec, GAIN))
     assert all(torch.equal(one, two) for one, two in zip((*results, *gradients), again, strict=True))
 
 
-@pytest.mark.parametrize("name", sorted(GATES))
+@pytest.mark.parametrize("name", [gate.name for gate in FUSED])
 def test_gates_of_huge_logits(name: str) -> None:
     """Neither an overflow nor a lost tail: σ(-80) is 1.8e-35, not 0."""
     n = 2
     pre, post = (name, "linear") if name in READ_GATES else ("linear", name)
-    spec = dataclasses.replace(spec_of(n, pre, post), norm_eps=1.0, pre_eps=0.0)
+    spec = dataclasses.replace(spec_of(n, pre, post), norm_eps=1.0, pre_eps=0.0, post_eps=0.0)
     raw, base, scale = inputs_of(spec, 1, torch.float32)
     base, raw[:], scale[:] = base.repeat(1), 0.0, 0.0
-    logits = torch.tensor([-80.0, 90.0, 80.0, -1e4] if gate(name).matrix else [-80.0, 1e4], device=DEVICE)
+    logits = torch.tensor([-80.0, 90.0, 80.0, -1e4] if "_softmax" in name else [-80.0, 1e4], device=DEVICE)
     start = 0 if name in READ_GATES else spec.sizes[0]
     base[start : start + logits.numel()] = logits
     weights = coefficients_forward(raw, base, scale, spec)[0 if name in READ_GATES else 1][0]
-    expected = gate(name)(logits.double(), n)
+    expected = gates.make(name, n=n)(logits.double())
     torch.testing.assert_close(weights.double(), expected, rtol=3e-5, atol=1e-38)
     cotangents = tuple(torch.ones(1, *s, device=DEVICE) for s in ((n,), (n,), (n, n)))
     assert all(part.isfinite().all() for part in coefficients_backward(raw, base, scale, *cotangents, spec))
@@ -244,7 +292,7 @@ def test_autograd_with_strided_inputs_and_missing_cotangents() -> None:
     assert not strided.is_contiguous()
     base.requires_grad_()
     scale.requires_grad_()
-    pre, _, H = fused_coefficients(strided, base, scale, spec)
+    pre, _, H = fused_coefficients(strided, base, scale, spec, GAIN)
     # post is left out, and the gradient of H comes as an expanded tensor.
     dpre, dH = torch.randn_like(pre), torch.randn(3, 3, dtype=raw.dtype, device=DEVICE).expand(5, 3, 3)
     actual = torch.autograd.grad([pre, H], [strided, base, scale], [dpre, dH])
@@ -292,11 +340,11 @@ def test_operators(T: int) -> None:
     inputs = inputs_of(spec, T)
     cotangents = cotangents_of(reference(*inputs, spec))
     operators = torch.ops.hyperconn
-    torch.library.opcheck(operators.coefficients_forward.default, (*inputs, *spec.arguments()))
-    torch.library.opcheck(operators.coefficients_backward.default, (*inputs, *cotangents, *spec.arguments()))
+    torch.library.opcheck(operators.coefficients_forward.default, (*inputs, GAIN, *spec.arguments()))
+    torch.library.opcheck(operators.coefficients_backward.default, (*inputs, *cotangents, GAIN, *spec.arguments()))
     strided = (inputs[0].mT.contiguous().mT, *inputs[1:])
-    torch.library.opcheck(operators.coefficients_forward.default, (*strided, *spec.arguments()))
-    torch.library.opcheck(operators.coefficients_backward.default, (*strided, *cotangents, *spec.arguments()))
+    torch.library.opcheck(operators.coefficients_forward.default, (*strided, GAIN, *spec.arguments()))
+    torch.library.opcheck(operators.coefficients_backward.default, (*strided, *cotangents, GAIN, *spec.arguments()))
 
 
 # Dynamo makes such an object itself.
@@ -332,7 +380,3 @@ def test_what_does_not_fit_is_named() -> None:
         fused_coefficients(raw, base, scale.bfloat16(), spec)
     with pytest.raises(ValueError, match="takes 1 to 16 streams, got n=17; use backend='torch'"):
         fused_coefficients(raw, base, scale, dataclasses.replace(spec, n=17))
-    with pytest.raises(KeyError, match="no device functions for the gate 'tanh'.*backend='torch'"):
-        fused_coefficients(raw, base, scale, dataclasses.replace(spec, pre_gate="tanh"))
-    with pytest.raises(ValueError, match="the row_softmax gate takes 9 logits for n=3 streams; sizes gives pre 3"):
-        fused_coefficients(raw, base, scale, dataclasses.replace(spec, pre_gate="row_softmax"))

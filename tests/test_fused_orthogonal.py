@@ -24,6 +24,8 @@ MANIFOLDS: tuple[Manifold, ...] = (
     Stiefel(n=4, method="iterative"),
     Stiefel(n=3, method="iterative", alpha=0.3, steps=0),
     Stiefel(n=5, method="iterative", alpha=0.7, steps=7),
+    *(Stiefel(n=n, generator="full") for n in (2, 3, 4, 5)),
+    Stiefel(n=3, generator="full", method="iterative"),
     *(SpectralSphere(n=n) for n in (1, 2, 3, 4, 5, 8)),
     SpectralSphere(n=4, gamma=1.7),
     SpectralSphere(n=5, isometric=True, gamma=0.3),

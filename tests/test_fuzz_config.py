@@ -17,8 +17,7 @@ from fuzz_cases import DEEP, KEYS, attempt, data, keys, nested, objects, product
 from hyperconn import HyperConnectionConfig
 from hyperconn.files import MAX_BYTES, read_table
 from hyperconn.lab.config import LabConfig
-from hyperconn.manifolds.core.plain_data import MAX_DEPTH, MAX_SIZE
-from hyperconn.options import Options
+from hyperconn.manifolds.core.plain_data import MAX_DEPTH, MAX_SIZE, Options
 
 FIELDS = [field.name for field in dataclasses.fields(HyperConnectionConfig)]
 thorough = settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])

@@ -1,68 +1,83 @@
-"""Every law on every example of every registered manifold, without naming one."""
+"""Every law on every example of everything that is registered, without naming one; and the commands around them."""
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from broken_manifolds import MissesTheIdentity
-from hyperconn import manifolds
+from cli_cases import run
+from hyperconn import gates, manifolds, predictors
 from hyperconn.manifolds import Manifold
-from hyperconn.testing import LAWS, SCALES, SHAPES, Law, check_law
+from hyperconn.testing import (
+    LAWS,
+    SCALES,
+    SHAPES,
+    ContractError,
+    GateLaws,
+    ManifoldLaws,
+    check_law,
+    gate_laws,
+    kernel_laws,
+    manifold_laws,
+    predictor_laws,
+)
 from hyperconn.testing.__main__ import main
+from hyperconn.testing.case import grid
+from hyperconn.testing.certificate import BEGIN, block, put
+from hyperconn.testing.subjects import choose
 from source_tree import ROOT
 
-# Random cases on top of the fixed ones; `make laws` takes two thousand.
+# Drawn cases on top of the fixed ones; `make laws` takes two thousand.
 EXAMPLES = 4
+KINDS = {manifolds: manifold_laws, gates: gate_laws, predictors: predictor_laws}
 
-INSTANCES = tuple(instance for name in manifolds.available() for instance in manifolds.get(name).examples())
-PAIRS = tuple((law, manifold) for manifold in INSTANCES for law in LAWS if law.applies(manifold))
+for module, suite in KINDS.items():
+    for name in module.available():
+        part = module.get(name)
+        globals()[f"Test{part.__name__}"] = suite(part, examples=EXAMPLES, seed=0)
+for gate in gates.BUILT_IN:
+    if gate(n=2).kernel is not None:
+        globals()[f"Test{gate.__name__}OnTheDevice"] = kernel_laws(gate, sizes=(3, 4))
 
-# Full Jacobians cost P² evaluations; beyond this the directional laws have to do.
-FEW_COORDINATES = 24
-
-
-@pytest.mark.parametrize(("law", "manifold"), PAIRS, ids=[f"{law.name}-{manifold!r}" for law, manifold in PAIRS])
-def test_law(law: Law, manifold: Manifold) -> None:
-    verdict = check_law(law, manifold, examples=EXAMPLES)
-    assert verdict.holds and verdict.worst.holds
-    assert verdict.cases == len(law.grid()) + EXAMPLES * law.random
+INSTANCES = tuple(each for module in KINDS for name in module.available() for each in choose(module.get(name)))
+OF_MANIFOLDS = tuple(each for each in INSTANCES if isinstance(each, Manifold))
 
 
 def test_nothing_is_left_out() -> None:
-    assert len(PAIRS) > 15 * len(INSTANCES)
-    assert {law.name for law, _ in PAIRS} == {law.name for law in LAWS}
-    for name in manifolds.available():
-        examples = manifolds.get(name).examples()
-        assert len({m.n for m in examples}) > 1, f"{name} should show more than one size"
-        assert len(set(examples)) == len(examples)
-        assert all(type(m) is manifolds.get(name) and m.name == name for m in examples)
+    concerned = {law.name: [each for each in INSTANCES if law.applies(each)] for law in LAWS}
+    assert len(LAWS) == 38 and all(concerned.values())
+    assert sum(map(len, concerned.values())) > 15 * len(INSTANCES) and len(OF_MANIFOLDS) > 65
+    for module in KINDS:
+        for name in module.available():
+            examples = module.get(name).examples()
+            assert len(set(examples)) == len(examples) and all(type(m) is module.get(name) for m in examples)
+    tests = [test for test in vars(globals()["TestStiefel"]) if test.startswith("test_")]
+    assert len(tests) > 25 and "test_membership" in tests
 
 
 def test_the_grid_meets_what_the_laws_promise() -> None:
     """Each law meets each of its scales in each dtype, and each of its batch shapes, whatever is drawn beyond."""
+    m = manifolds.make("birkhoff", n=3)
     for law in LAWS:
-        grid = law.grid()
-        assert {(case.dtype, case.scale) for case in grid} == {(d, s) for d in law.dtypes for s in law.scales}
-        assert {case.batch for case in grid} == set(law.batches)
+        fixed = grid(law, m)
+        assert {(case.dtype, case.scale) for case in fixed} == {(d, s) for d in law.dtypes for s in law.scales}
+        assert {case.batch for case in fixed} == set(law.batches)
     by_name = {law.name: law for law in LAWS}
     assert by_name["shape"].batches == SHAPES == ((), (0,), (3,), (2, 3))
     for name in ("membership", "finite", "norm_bound"):
         assert by_name[name].scales == SCALES == (0.0, 1e-3, 1.0, 10.0, 1e2, 1e4)
         assert {torch.float32, torch.float64, torch.bfloat16} == set(by_name[name].dtypes)
-    assert by_name["bounded_gradients"].scales == SCALES
 
 
-def test_the_page_of_the_laws_lists_them_all() -> None:
-    page = (ROOT / "docs/laws.md").read_text(encoding="utf-8")
-    _, promises = page.split("\n## What they promise\n")
-    rows = re.findall(r"^\| `(\w+)` \|", promises.split("\n## ")[0], flags=re.MULTILINE)
-    assert sorted(rows) == sorted(law.name for law in LAWS)
-
-
-SMOOTH = [m for m in INSTANCES if 0 < m.num_coordinates <= FEW_COORDINATES]
+# Full Jacobians cost P² evaluations; beyond this the directional laws have to do.
+SMOOTH = [m for m in OF_MANIFOLDS if 0 < m.num_coordinates <= 24 and getattr(m, "iterations", 0) < 100]
 
 
 @pytest.mark.parametrize("manifold", SMOOTH, ids=repr)
@@ -75,21 +90,104 @@ def test_full_gradcheck(manifold: Manifold) -> None:
 
 
 def test_enough_are_checked_in_full() -> None:
-    assert len(SMOOTH) > 40 and {m.name for m in SMOOTH} == {m.name for m in INSTANCES if m.num_coordinates}
+    assert len(SMOOTH) > 40 and {m.name for m in SMOOTH} == {m.name for m in OF_MANIFOLDS if m.num_coordinates}
 
 
-def test_the_command_prints_both_tables(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["identity", "bvn", "--examples", "5", "--jobs", "1"]) == 0
+# ------------------------------------------------------------------------------------------------------- suites
+
+
+def test_two_lines_are_a_suite() -> None:
+    class TestMine(ManifoldLaws):
+        subject = manifolds.Stiefel
+        sizes = (3,)
+        examples = 1
+
+    names = [name for name in vars(TestMine) if name.startswith("test_")]
+    assert len(names) > 25 and "test_round_trip" in names
+    (mark,) = TestMine.test_membership.pytestmark  # type: ignore[attr-defined]
+    assert mark.args[0] == "subject" and {each.n for each in mark.args[1]} == {3}
+    with pytest.raises(ContractError, match="subclass of Gate, got <class"):
+        type("TestWrong", (GateLaws,), {"subject": manifolds.Stiefel})
+    with pytest.raises(ContractError, match=r"takes none of these sizes: n=7 is refused"):
+        choose(manifolds.Permutation, (7,))
+
+
+def test_a_suite_that_must_fail_fails(tmp_path: Path) -> None:
+    (tmp_path / "conftest.py").write_text(f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r})\n")
+    source = "from broken_manifolds import MissesTheIdentity\nfrom hyperconn.testing import ManifoldLaws\n\n\n"
+    source += "class TestBroken(ManifoldLaws):\n    subject = MissesTheIdentity\n    sizes = (3,)\n    examples = 1\n"
+    (tmp_path / "test_broken.py").write_text(source)
+    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 1 and "breaks the law 'identity'" in done.stdout
+    assert re.search(r"1 failed, \d\d passed", done.stdout)
+
+
+# ------------------------------------------------------------------------------------------------------ commands
+
+
+def test_the_command_prints_a_table_and_certificates(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    page = tmp_path / "identity.md"
+    page.write_text("# `identity`\n", encoding="utf-8")
+    arguments = ["identity", "softmax", "--examples", "5", "--jobs", "1", "--certificates", str(tmp_path)]
+    assert main([*arguments, "--pages", str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    assert "scale 10000" in out and "permutation  promised    float32" in out
-    assert "no laws broken" in out and "membership" in out
+    assert "no laws broken" in out and "membership  yes" in out and "read_start  yes" in out
+    found = json.loads((tmp_path / "identity.json").read_text(encoding="utf-8"))
+    assert found["holds"] and found["laws"]["membership"]["cases"] > 5 and found["violations"]["float32"]["bound"] > 0
+    written = page.read_text(encoding="utf-8")
+    assert written.count(BEGIN) == 1 and "every law holds" in written
+    assert put(written, block(found, "identity.json")) == written, "the block is replaced by itself"
+    with pytest.raises(ValueError, match="once each"):
+        put(written + BEGIN, block(found, "identity.json"))
 
 
 def test_the_command_fails_where_a_law_is_broken(capsys: pytest.CaptureFixture[str]) -> None:
     manifolds.register("misses-the-identity")(MissesTheIdentity)
     try:
-        assert main(["misses-the-identity", "--examples", "1", "--jobs", "1"]) == 1
+        assert main(["misses-the-identity", "--n", "3", "--examples", "1", "--jobs", "1"]) == 1
     finally:
         manifolds.unregister("misses-the-identity")
     out = capsys.readouterr().out
-    assert "MissesTheIdentity(n=3) breaks 'identity'" in out and "get_law('identity').check(" in out
+    assert "MissesTheIdentity(n=3) breaks identity" in out and "get_law('identity').check(" in out
+
+
+def test_verify_takes_names_and_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    source = "from broken_manifolds import MissesTheIdentity as Mine\nfrom hyperconn.gates import Softmax\nthree = 3\n"
+    (tmp_path / "my_parts.py").write_text(source, encoding="utf-8")
+    good = run("verify", "my_parts:Softmax", "--n", "3", "--examples", "2")
+    assert good.exit_code == 0 and "read_start" in good.output and "18 of 18 checks hold" in good.output
+    bad = run("verify", "my_parts:Mine", "--n", "3", "--examples", "1", "--json", "-")
+    assert bad.exit_code == 1 and not json.loads(bad.stdout)["holds"]
+    twice = [run("verify", "static", "--examples", "2", "--json", "-", "--seed", "3").stdout for _ in range(2)]
+    assert twice[0] == twice[1] and json.loads(twice[0])["predictor"] == "static"
+    for wrong, said in (("my_parts:three", "got 3"), ("my_parts:Lost", "has no Lost"), ("stifel", "stiefel")):
+        refused = run("verify", wrong, "--examples", "1")
+        assert refused.exit_code == 2 and said in refused.output
+
+
+@pytest.mark.parametrize("name", manifolds.available())
+def test_certificates_of_the_pages(name: str) -> None:
+    """What is committed says that every law holds, and is what the page shows."""
+    found = json.loads((ROOT / f"docs/certificates/{name}.json").read_text(encoding="utf-8"))
+    assert found["holds"] and found["manifold"] == name and found["hyperconn"] == "0.2.0"
+    concerned = {law.name for law in LAWS if any(law.applies(m) for m in manifolds.get(name).examples())}
+    assert set(found["laws"]) == concerned and found["instances"] >= 3
+    page = (ROOT / f"docs/manifolds/{name}.md").read_text(encoding="utf-8")
+    assert block(found, f"../certificates/{name}.json") in page
+
+
+def test_hypothesis_is_needed_by_the_laws_alone() -> None:
+    seen = "print('hypothesis' in sys.modules)"
+    code = f"import sys, hyperconn; {seen}; import hyperconn.testing; {seen}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True"]
+    code = "import sys; sys.modules['hypothesis'] = None; import hyperconn.testing"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode != 0 and "pip install 'hyperconn[test]'" in done.stderr
+    with pytest.raises(ValueError, match=r"does not apply .* law.applies"):
+        check_law("iterations", manifolds.Stiefel(n=3))
+    with pytest.raises(KeyError, match="Did you mean 'membership'"):
+        check_law("member_ship", manifolds.Stiefel(n=3))

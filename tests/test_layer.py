@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hyperconn import HyperConnection, HyperConnectionConfig, HyperConnectionHead, expand_streams
-from layer_cases import DIM, every_preset, gradients, make_block, make_streams
+from hyperconn import DelayedStreams, HyperConnection, HyperConnectionConfig, HyperConnectionHead, expand_streams
+from layer_cases import DIM, every_preset, gradients, make_block, make_streams, run, streams_of
 
 BATCHES = ((), (0,), (3,), (2, 3), (2, 0, 3))
 
@@ -40,7 +40,7 @@ def test_two_phases_equal_one(preset: str) -> None:
     x = make_streams(block, 2, 3).requires_grad_()
     u, write = block.read(x)
     assert u.shape == (2, 3, DIM)
-    two, one = write(block.branch(u)), block(x)
+    two, one = streams_of(write(block.branch(u))), run(block, x)
     assert torch.equal(two, one)
     for a, b in zip(gradients(two, block, x), gradients(one, block, x), strict=True):
         assert torch.equal(a, b) and a.abs().max() > 0
@@ -84,9 +84,10 @@ def test_narrow_streams_have_wide_coefficients(preset: str, dtype: torch.dtype) 
     block = make_block(preset, branch=nn.Identity())
     x = make_streams(block, 16, dtype=dtype)
     exact = copy.deepcopy(block).double()
-    u, write = block.read(x)
-    written = write(u)
-    assert u.dtype == written.dtype == block(x).dtype == dtype
+    state = DelayedStreams(x, torch.rand(16, 4)) if block.config.read == "delayed" else x
+    u, write = block.read(state)
+    written = streams_of(write(u))
+    assert u.dtype == written.dtype == run(block, x).dtype == dtype
 
     # The coefficients of a narrow token are those of the same numbers in float64, to float32 rounding.
     expected = exact.coefficients(x.double())
@@ -95,10 +96,11 @@ def test_narrow_streams_have_wide_coefficients(preset: str, dtype: torch.dtype) 
         assert (actual - reference).abs().max() <= 1e-5 * reference.abs().max()
 
     # Reading and writing round once, at the end: half a unit in the last place, and float32's own little more.
-    u_exact, _ = exact.read(x.double())
+    wide = DelayedStreams(x.double(), state.pre.double()) if isinstance(state, DelayedStreams) else x.double()
+    u_exact, _ = exact.read(wide)
     assert_rounded_once(u, u_exact)
-    _, write_exact = exact.read(x.double())
-    assert_rounded_once(written, write_exact(u.double()))
+    _, write_exact = exact.read(wide)
+    assert_rounded_once(written, streams_of(write_exact(u.double())))
 
 
 def assert_rounded_once(actual: Tensor, exact: Tensor) -> None:
@@ -113,7 +115,7 @@ def test_narrow_parameters_are_widened(preset: str) -> None:
     """A model cast to bfloat16 as a whole keeps its coefficients in float32."""
     block = make_block(preset).bfloat16()
     x = make_streams(block, 4, dtype=torch.bfloat16)
-    assert block(x).dtype == torch.bfloat16
+    assert run(block, x).dtype == torch.bfloat16
     wide = copy.deepcopy(block).float()
     for a, b in zip(block.coefficients(x), wide.coefficients(x.float()), strict=True):
         assert a.dtype == torch.float32 and torch.equal(a, b)
@@ -123,11 +125,11 @@ def test_narrow_parameters_are_widened(preset: str) -> None:
 def test_float64_throughout(preset: str) -> None:
     block = make_block(preset).double()
     x = make_streams(block, 2, 3, dtype=torch.float64).requires_grad_()
-    out = block(x)
+    out = run(block, x)
     assert out.dtype == torch.float64
     assert {part.dtype for part in block.coefficients(x)} == {torch.float64}
     single = copy.deepcopy(block).float()
-    narrow = single(x.float())
+    narrow = run(single, x.float())
     difference = (narrow - out).abs().max() / out.abs().max()
     assert 0 < difference < 1e-4
 
@@ -144,9 +146,9 @@ def test_autocast_leaves_the_coefficients_alone(preset: str) -> None:
     """Nothing but the branch computes in bfloat16, forward or (outside autocast, as torch asks) backward."""
     block = make_block(preset)
     x = make_streams(block, 3, 2).requires_grad_()
-    expected, reference = block(x), gradients(block(x), block, x)
+    expected, reference = run(block, x), gradients(run(block, x), block, x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        out, coefficients = block(x), block.coefficients(x)
+        out, coefficients = run(block, x), block.coefficients(x)
     assert out.dtype == torch.float32 and torch.equal(out, expected)
     for a, b in zip(coefficients, block.coefficients(x), strict=True):
         assert torch.equal(a, b)
@@ -173,14 +175,14 @@ def test_batch_shapes(preset: str, batch: tuple[int, ...]) -> None:
     block = make_block(preset)
     n = block.config.streams
     x = make_streams(block, *batch).requires_grad_()
-    out = block(x)
+    out = run(block, x)
     assert out.shape == x.shape
     pre, post, H = block.coefficients(x)
     assert pre.shape == (*batch, n, n) if block.config.fractions else (*batch, n)
     assert post.shape == (*batch, n) and H.shape == (*batch, n, n)
     # Every token by itself gives the same.
     for index in itertools.product(*map(range, batch)):
-        assert torch.allclose(block(x[index]), out[index], rtol=1e-5, atol=1e-6)
+        assert torch.allclose(run(block, x[index]), out[index], rtol=1e-5, atol=1e-6)
     for gradient in gradients(out, block, x):
         assert gradient.isfinite().all()
 
@@ -195,8 +197,10 @@ def test_layout_of_the_input_does_not_matter(preset: str) -> None:
     for x in (transposed, strided, expanded):
         assert not x.is_contiguous()
         loose, dense = x.detach().requires_grad_(), x.contiguous().detach().requires_grad_()
-        assert torch.allclose(block(loose), block(dense), rtol=1e-5, atol=1e-6)
-        for a, b in zip(gradients(block(loose), block, loose), gradients(block(dense), block, dense), strict=True):
+        assert torch.allclose(run(block, loose), run(block, dense), rtol=1e-5, atol=1e-6)
+        for a, b in zip(
+            gradients(run(block, loose), block, loose), gradients(run(block, dense), block, dense), strict=True
+        ):
             assert (a - b).abs().max() <= 1e-5 * b.abs().max()
 
 
@@ -204,9 +208,9 @@ def test_layout_of_the_input_does_not_matter(preset: str) -> None:
 def test_not_a_number_stays_in_its_token(preset: str) -> None:
     block = make_block(preset, branch=nn.Identity())
     x = make_streams(block, 3)
-    clean = block(x)
+    clean = run(block, x)
     x[1, 0, 0] = float("nan")
-    out = block(x)
+    out = run(block, x)
     assert torch.equal(out[[0, 2]], clean[[0, 2]])
     assert out[1].isnan().any()
 
@@ -216,7 +220,7 @@ def test_inputs_are_not_written_to(preset: str) -> None:
     block = make_block(preset)
     x = make_streams(block, 3)
     before = x.clone()
-    block(x)
+    run(block, x)
     assert torch.equal(x, before)
 
 
@@ -250,7 +254,7 @@ def test_wrong_dim_is_refused(dim: Any) -> None:
 
 def test_fractions_must_divide() -> None:
     config = HyperConnectionConfig.preset("fc", streams=3)
-    with pytest.raises(ValueError, match=r"dim=8.*3 equal fractions"):
+    with pytest.raises(ValueError, match=r"8 channels.*3 equal fractions"):
         HyperConnection(None, dim=8, config=config)
     with pytest.raises(ValueError, match=r"8 channels.*3 equal fractions"):
         expand_streams(torch.zeros(2, 8), streams=3, fractions=True)

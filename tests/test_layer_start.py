@@ -5,7 +5,6 @@ No manifold is named here; whatever is registered is held to it.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Iterator
 from typing import Any
@@ -24,17 +23,6 @@ LR, STEPS = 1e-3, 3
 
 
 # ------------------------------------------------------------------------------------------- the cases
-
-
-def plain_options(manifold: Manifold) -> dict[str, Any]:
-    """The options of an instance as a config writes them."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Manifold):
-            return {"manifold": value.name, "n": value.n, **plain_options(value)}
-        return [plain(item) for item in value] if isinstance(value, tuple) else value
-
-    return {f.name: plain(getattr(manifold, f.name)) for f in dataclasses.fields(manifold) if f.init and f.name != "n"}
 
 
 def starts_plain(manifold: Manifold) -> bool:
@@ -86,8 +74,7 @@ class MLP(nn.Module):
 
 def make_stack(manifold: Manifold, normed: bool, **keys: Any) -> nn.ModuleList:
     torch.manual_seed(7)
-    options = plain_options(manifold)
-    config = HyperConnectionConfig(streams=manifold.n, manifold=manifold.name, manifold_options=options, **keys)
+    config = HyperConnectionConfig(streams=manifold.n, manifold=manifold, **keys)
     blocks = [HyperConnection(MLP(normed), dim=DIM, config=config, layer_index=i) for i in range(LAYERS)]
     assert blocks[0].manifold == manifold
     return nn.ModuleList(blocks)
@@ -127,7 +114,7 @@ FRACTIONS = tuple(m for m in CASES if m.contains_identity and DIM % m.n == 0)
 
 @pytest.mark.parametrize("manifold", FRACTIONS, ids=repr)
 def test_fractions_start_as_the_plain_residual_network(manifold: Manifold) -> None:
-    stack = make_stack(manifold, True, fractions=True, collapse="concat", pre_gate="linear")
+    stack = make_stack(manifold, True, expand="fractions", collapse="concat", pre_gate="matrix")
     h = torch.randn(TOKENS, DIM)
     with torch.no_grad():
         actual, expected = run(stack, h), run_plain(stack, h)

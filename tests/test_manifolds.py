@@ -271,6 +271,7 @@ BAD: list[Case] = [
     ("kronecker", {"n": 4, "factors": (2, "2")}, TypeError, "a factor is a size, a table or a manifold, got '2'"),
     ("kronecker", {"n": 2, "factors": ({"n": 2},)}, ValueError, "needs the keys 'manifold' and 'n'"),
     ("stiefel", {"n": 4, "method": "qr"}, ValueError, "method must be one of 'cayley', 'iterative', got 'qr'"),
+    ("stiefel", {"n": 4, "generator": "lower"}, ValueError, "generator must be one of 'upper', 'full', got 'lower'"),
     ("stiefel", {"n": 4, "steps": -1}, ValueError, "steps must be at least 0 .*, got -1"),
     ("stiefel", {"n": 4, "steps": 10_001}, ValueError, "steps must be .* at most 10000, got 10001"),
     ("stiefel", {"n": 4, "steps": True}, TypeError, "steps must be an int, got True"),

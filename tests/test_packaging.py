@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from importlib import metadata
 from pathlib import Path
 
@@ -121,6 +122,54 @@ def test_the_import_rule_can_fail(folder: str, source: str, bad: list[str]) -> N
     assert forbidden_imports(source, folder, f"{PACKAGES[folder]}.example") == bad
 
 
+def arrows(sources: dict[str, str]) -> dict[str, set[str]]:
+    """What each module imports of the others, at the top or inside a function, for types or at run time."""
+    found: dict[str, set[str]] = {}
+    for module, source in sources.items():
+        targets = (name if name in sources else name.rpartition(".")[0] for name in imported(ast.parse(source)))
+        found[module] = {target for target in targets if target in sources and target != module}
+    return found
+
+
+def test_no_import_circle() -> None:
+    """Drawn as a picture of files and arrows, or of folders and arrows, every arrow points down."""
+    sources = {module_name(path): path.read_text(encoding="utf-8") for path in ALL_SOURCES}
+    files = arrows(sources)
+    assert sum(map(len, files.values())) > 300
+    list(TopologicalSorter(files).static_order())  # raises CycleError, with the circle
+
+    def folder(module: str) -> str:
+        return module if any(other.startswith(f"{module}.") for other in sources) else module.rpartition(".")[0]
+
+    folders: dict[str, set[str]] = {}
+    for module, targets in files.items():
+        own = folder(module)
+        # The __init__ of a folder only says what is public in it: it is no part of what stands above.
+        above = {folder(target) for target in targets} if own != module else set()
+        folders.setdefault(own, set()).update(above - {own})
+    list(TopologicalSorter(folders).static_order())
+
+
+def test_the_circle_test_can_fail() -> None:
+    typed = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from a.one import One"
+    with pytest.raises(CycleError, match=r"a\.one"):
+        list(TopologicalSorter(arrows({"a.one": "def f():\n    from a.two import x", "a.two": typed})).static_order())
+
+
+def test_files_have_names_of_their_own() -> None:
+    """No two share one, unless one is the fused twin of the other, or a test double of a set."""
+    names: dict[str, list[str]] = {}
+    for path in ALL_SOURCES:
+        if path.name not in ("__init__.py", "__main__.py"):
+            names.setdefault(path.name, []).append(path.relative_to(ROOT).as_posix())
+    assert len(names) > 60
+    for name, places in names.items():
+        plain = [place for place in places if not place.startswith("kernels/")]
+        torch_maps = [place for place in places if place.startswith(("kernels/maps/", "kernels/passes/"))]
+        fused = [place for place in places if place.startswith("kernels/fused/")]
+        assert max(len(plain), len(torch_maps), len(fused)) <= 1, f"{name}: {places}"
+
+
 def test_import_needs_no_extra() -> None:
     """`import hyperconn` loads nothing of the extras, so the core dependencies are enough."""
     listing = f"import sys, hyperconn; print(*[name for name in {OPTIONAL} if name in sys.modules])"
@@ -184,7 +233,7 @@ def test_wheel_holds_every_source_file_under_one_package(wheel: Path) -> None:
         for folder, package in PACKAGES.items()
         for path in files_below(ROOT / folder)
     }
-    assert {"hyperconn/py.typed", "hyperconn/manifolds/birkhoff.py", "hyperconn/kernels/sinkhorn.py"} <= shipped
+    assert {"hyperconn/py.typed", "hyperconn/manifolds/birkhoff.py", "hyperconn/kernels/maps/sinkhorn.py"} <= shipped
     advice = "list new folders in [tool.setuptools] packages, new data files in package-data"
     assert sorted(expected - shipped) == [], advice
     assert sorted(shipped - expected) == []

@@ -100,7 +100,7 @@ def test_only_manifolds_are_registered() -> None:
     class NoManifold:
         n: int
 
-    with pytest.raises(TypeError, match=r"register\('none'\) takes a subclass of hyperconn.manifolds.Manifold, got"):
+    with pytest.raises(TypeError, match=r"register\('none'\) takes a subclass of Manifold, got"):
         manifolds.register("none")(NoManifold)  # type: ignore[type-var]
     with pytest.raises(TypeError, match="takes a subclass"):
         manifolds.register("none")(Circulant(n=2))  # type: ignore[type-var]

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from hyperconn import HyperConnection, HyperConnectionConfig, HyperConnectionStack, manifolds
 from hyperconn.manifolds import Manifold, invariants
-from hyperconn.options import chosen_options
 
 DEPTH, DIM = 24, 6
 
@@ -25,9 +24,7 @@ class Silent(nn.Module):
 
 def layers_of(manifold: Manifold, **overrides: str) -> list[HyperConnection]:
     """``DEPTH`` layers with other random coefficients each, which depend on the token."""
-    config = HyperConnectionConfig(
-        manifold.n, manifold=manifold.name, manifold_options=chosen_options(manifold), scale_init=1.0, **overrides
-    )
+    config = HyperConnectionConfig(manifold.n, manifold=manifold, scale_init=1.0, **overrides)
     assert config.make_manifold() == manifold
     layers = [HyperConnection(Silent(), DIM, config, layer_index=k).double() for k in range(DEPTH)]
     generator = torch.Generator().manual_seed(7)

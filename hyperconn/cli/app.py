@@ -10,7 +10,6 @@ import typer
 import hyperconn
 from hyperconn.cli.arguments import VerifyCommand
 from hyperconn.cli.console import say
-from hyperconn.limits import LARGEST_SEED
 
 app = typer.Typer(
     name="hyperconn",
@@ -112,7 +111,7 @@ def verify(
     examples: Annotated[
         int, typer.Option(help="Random cases per law, shared out among the instances that it concerns.", min=1)
     ] = 500,
-    seed: Annotated[int, typer.Option(help="Seed of the cases.", min=0, max=LARGEST_SEED)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the cases.", min=0, max=2**32 - 1024)] = 0,
     json: Annotated[
         str | None,
         typer.Option(metavar="[FILE.json]", help="Write the certificate there; without a file, to stdout alone."),

@@ -11,9 +11,10 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from hyperconn import HyperConnection, HyperConnectionConfig, expand_streams, manifolds
-from hyperconn.backends import BackendUnavailableError, choose_backend, unfused_part
+from hyperconn.backends import BackendUnavailableError, choose_backend
 from hyperconn.cli.console import BAD_INPUT, bad_input, fail, output, say
 from hyperconn.cli.plugins import blaming_plugins
+from hyperconn.coefficients import unfused_part
 from hyperconn.manifolds import PluginError
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -49,8 +50,8 @@ def run_bench(
             with blaming_plugins(name):
                 config = HyperConnectionConfig(streams=streams, manifold=name, backend=backend)
                 layer = HyperConnection(norm, dim, config, layer_index=1, device=place)
-                runs = choose_backend(config, place, x.dtype, layer.base.dtype)
-                unfused = runs == "triton" and unfused_part(config, layer.manifold)
+                runs = choose_backend(layer.spec, place, x.dtype, next(layer.parameters()).dtype)
+                unfused = runs == "triton" and unfused_part(layer.spec)
         except (ValueError, TypeError, BackendUnavailableError) as error:
             _leave_out(name, error, names, left_out)
             continue

@@ -12,12 +12,13 @@ from rich.table import Table
 from rich.text import Text
 
 from hyperconn import HyperConnectionConfig, manifolds
-from hyperconn.backends import config_obstacle, tensor_obstacle, unfused_part
+from hyperconn.backends import layer_obstacle, tensor_obstacle
 from hyperconn.cli.console import output, say
 from hyperconn.cli.plugins import blaming_plugins, plugin_problems, plugin_states, shown_instance
+from hyperconn.coefficients import unfused_part
 from hyperconn.manifolds import PluginError
 from hyperconn.manifolds.registry.plugins import VARIABLE
-from hyperconn.options import chosen_options
+from hyperconn.spec import LayerSpec
 
 _PACKAGES = ("hyperconn", "torch", "triton", "numpy", "geotorch", "typer", "rich", "matplotlib", "PyYAML", "hypothesis")
 
@@ -60,9 +61,9 @@ def _triton_cells(name: str, obstacle: str | None) -> tuple[str, str]:
     try:
         with blaming_plugins(name):
             shown = shown_instance(name)
-            config = HyperConnectionConfig(streams=shown.n, manifold=name, manifold_options=chosen_options(shown))
-            blocked = config_obstacle(config) or obstacle
-            part = "–" if blocked else unfused_part(config, config.make_manifold()) or "everything"
+            spec = LayerSpec.of(HyperConnectionConfig(streams=shown.n, manifold=shown), dim=64)
+            blocked = layer_obstacle(spec) or obstacle
+            part = "–" if blocked else unfused_part(spec) or "everything"
     except PluginError as error:
         return f"no: {error}", "–"
     return f"no: {blocked}" if blocked else "yes", part

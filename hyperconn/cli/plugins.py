@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hyperconn import manifolds
 from hyperconn.manifolds import Manifold, PluginError
 from hyperconn.manifolds.registry import plugins
 from hyperconn.manifolds.registry.plugins import VARIABLE, Plugin
-from hyperconn.manifolds.registry.registry import shadow
+from hyperconn.manifolds.registry.registry import Registry
 
 
 class PluginState(NamedTuple):
@@ -23,31 +23,30 @@ class PluginState(NamedTuple):
 
 def plugin_states() -> list[PluginState]:
     """The state of every installed plugin. Imports those that are used."""
-    return [_state(plugin) for plugin in plugins.installed().plugins]
+    return [_state(registry, plugin) for registry in Registry.all for plugin in plugins.installed(registry.kind)]
 
 
-def _state(plugin: Plugin) -> PluginState:
-    taken = shadow(plugin)
+def _state(registry: Registry[Any], plugin: Plugin) -> PluginState:
+    taken = registry.shadow(plugin)
     if taken is not None:
         return PluginState(plugin, "not used", f"the name is taken by {taken.__module__}.{taken.__qualname__}")
     if not plugins.is_allowed(plugin):
         return PluginState(plugin, "not used", f"{VARIABLE} does not allow it")
     try:
-        manifolds.get(plugin.name)
+        registry.get(plugin.name)
     except PluginError as error:
         return PluginState(plugin, "broken", str(error))
     return PluginState(plugin, "used")
 
 
 def plugin_problems() -> list[str]:
-    """Distributions that cannot be read, and entries of ``HYPERCONN_PLUGINS`` that match nothing."""
-    found, unreadable = plugins.installed()
-    unmatched = [
-        f"{VARIABLE} allows {entry!r}, which is neither a distribution that provides manifolds nor one of their names"
+    """Entries of ``HYPERCONN_PLUGINS`` that match nothing."""
+    found = [plugin for registry in Registry.all for plugin in plugins.installed(registry.kind)]
+    return [
+        f"{VARIABLE} allows {entry!r}, which is neither a distribution that provides parts nor one of their names"
         for entry in plugins.allowed_entries() or ()
         if not any(plugins.matches(plugin, entry) for plugin in found)
     ]
-    return [*unreadable, *unmatched]
 
 
 @contextmanager

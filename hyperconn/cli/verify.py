@@ -10,38 +10,33 @@ import traceback
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import Any, NoReturn
 
 import torch
 import typer
 from rich.table import Table
 from rich.text import Text
 
-from hyperconn import manifolds
 from hyperconn.cli.arguments import STDOUT
-from hyperconn.cli.console import BAD_INPUT, FAILED, bad_input, fail, note, output, progress, say
-
-if TYPE_CHECKING:  # hypothesis comes with it
-    from hyperconn.testing import Verdict
-    from hyperconn.testing.report import Examined
+from hyperconn.cli.console import BAD_INPUT, FAILED, bad_input, fail, output, progress, say
 
 
 def run_verify(name: str, *, sizes: Sequence[int] | None, examples: int, seed: int, json: str | None) -> None:
     """Run the laws and exit with a status that says whether all hold.
 
     Args:
-        name: a registered name, or ``module:Class``.
+        name: a registered name of a manifold, gate or predictor, or ``module:Class``.
         sizes: numbers of streams; None for the class's own examples.
-        examples: random cases for each law, shared out among the instances.
+        examples: drawn cases for each law, shared out among the instances.
         seed: of the draws.
         json: a file for the certificate, ``-`` for stdout, which then gets nothing else; None for neither.
     """
     if importlib.util.find_spec("hypothesis") is None:
         fail("the laws draw their cases with hypothesis: pip install 'hyperconn[test]'", BAD_INPUT)
     from hyperconn.testing.certificate import certificate, dumps
-    from hyperconn.testing.plan import choose, tasks
-    from hyperconn.testing.report import examine
-    from hyperconn.testing.reproduce import expression
+    from hyperconn.testing.expressions import expression
+    from hyperconn.testing.subjects import KINDS, choose
+    from hyperconn.testing.survey import HEAD, examine, failures, rows, tasks
 
     to_stdout = json == STDOUT
     with bad_input():
@@ -49,60 +44,35 @@ def run_verify(name: str, *, sizes: Sequence[int] | None, examples: int, seed: i
     # What a class prints is not part of its certificate.
     with redirect_stdout(sys.stderr) if to_stdout else nullcontext():
         with bad_input():
-            chosen = choose(_import_class(name) if ":" in name else manifolds.get(name), sizes)
-        for remark in chosen.remarks:
-            note(remark)
-        results: list[Examined] = []
+            registry = next((registry for registry in KINDS if name in registry.available()), KINDS[0])
+            cls: Any = _import_class(name) if ":" in name else registry.get(name)
+            instances = choose(cls, sizes)
+        verdicts = []
         torch.set_num_threads(1)  # the matrices are small, and sums in one order give one certificate
         with progress("checking") as status:
-            for task in tasks(chosen.instances, examples, seed):
-                status.update(Text(f"checking {expression(task.manifold)}"))
-                results.append(examine(task))
-    verdicts = [verdict for result in results for verdict in result.verdicts]
+            for task in tasks(instances, examples, seed):
+                status.update(Text(f"checking {expression(task[0])}"))
+                verdicts += examine(task)
     broken = [verdict for verdict in verdicts if not verdict.holds]
-    found = certificate(chosen, results, examples=examples, seed=seed)
+    found = certificate(cls, verdicts, examples=examples, seed=seed)
     if to_stdout:
         typer.echo(dumps(found).encode(), nl=False)  # bytes: JSON is UTF-8, whatever the terminal is
     else:
-        output.print(_table(name, verdicts))
-        for law in dict.fromkeys(verdict.law for verdict in broken):
-            _say_broken([verdict for verdict in broken if verdict.law == law], len(results))
-        laws = len({verdict.law for verdict in verdicts})
+        table = Table(title=Text(f"laws of {name}"), title_justify="left")
+        for column in HEAD:
+            table.add_column(column, overflow="fold", no_wrap=column == "law")
+        for row in rows(verdicts):
+            table.add_row(*(Text(cell, style="bold red" if cell == "NO" else "") for cell in row))
+        output.print(table)
+        for failure in failures(verdicts):
+            say(f"\n{failure}")
         held = f"{len(verdicts) - len(broken)} of {len(verdicts)} checks hold"
-        say(f"{held}: {laws} laws on {len(results)} manifolds, {found['cases']} cases, seed {seed}")
+        say(f"{held}: {len(found['laws'])} laws on {len(instances)} instances, {found['cases']} cases, seed {seed}")
     if file is not None:
         with bad_input():
             file.write_text(dumps(found), encoding="utf-8")
     if broken:
         raise typer.Exit(FAILED)
-
-
-def _table(name: str, verdicts: Sequence[Verdict]) -> Table:
-    """A row for each law, with the measurement that came nearest to its bound or went furthest beyond it."""
-    from hyperconn.testing.reproduce import expression
-
-    table = Table(title=Text(f"laws of {name}"), title_justify="left")
-    for column in ("law", "holds", "cases", "worst", "bound", "of"):
-        table.add_column(column, overflow="fold", no_wrap=column == "law")
-    for law in dict.fromkeys(verdict.law for verdict in verdicts):
-        found = [verdict for verdict in verdicts if verdict.law == law]
-        worst = max(found, key=lambda verdict: (not verdict.holds, verdict.worst.severity))
-        holds = Text("yes") if worst.holds else Text("NO", style="bold red")
-        cases = str(sum(verdict.cases for verdict in found))
-        value = f"{worst.worst.what}: {worst.worst.value:.3g}"
-        bound = f"{'≥' if worst.worst.lower else '≤'} {worst.worst.bound:.3g}"
-        table.add_row(law, holds, cases, Text(value), Text(bound), Text(expression(worst.manifold)))
-    return table
-
-
-def _say_broken(broken: Sequence[Verdict], instances: int) -> None:
-    """A broken law with the counterexample of its first instance."""
-    from hyperconn.testing.reproduce import expression
-
-    first = broken[0]
-    say(f"\n{expression(first.manifold)} breaks {first.law}: {first.statement}")
-    say(f"{first.worst}; broken on {len(broken)} of {instances} manifolds")
-    say(f"See it again with: {first.reproducer}")
 
 
 def _writable(file: Path) -> Path:

@@ -12,8 +12,7 @@ from hyperconn import HyperConnectionConfig
 from hyperconn.files import read_table
 from hyperconn.lab.tables import from_table
 from hyperconn.manifolds.core.errors import shown, unknown_name
-from hyperconn.manifolds.core.plain_data import require_small
-from hyperconn.options import Options
+from hyperconn.manifolds.core.plain_data import Options, require_small
 
 PLAIN = ("plain", "none")
 

@@ -16,27 +16,46 @@ Cases are drawn with hypothesis, which only this subpackage needs: ``pip install
 True
 """
 
+from hyperconn.testing.all_laws import LAWS, get_law
 from hyperconn.testing.case import Case, cases
 from hyperconn.testing.law import SCALES, SHAPES, Law, LawViolation, law
-from hyperconn.testing.laws import LAWS, get_law
 from hyperconn.testing.measured import Measured, at_least, at_most, fact
 from hyperconn.testing.runner import Verdict, check_law, verify
+from hyperconn.testing.subjects import ContractError, PredictorCase
+from hyperconn.testing.suites import (
+    GateLaws,
+    ManifoldLaws,
+    PredictorLaws,
+    gate_laws,
+    kernel_laws,
+    manifold_laws,
+    predictor_laws,
+)
 
 __all__ = [
     "LAWS",
     "SCALES",
     "SHAPES",
     "Case",
+    "ContractError",
+    "GateLaws",
     "Law",
     "LawViolation",
+    "ManifoldLaws",
     "Measured",
+    "PredictorCase",
+    "PredictorLaws",
     "Verdict",
     "at_least",
     "at_most",
     "cases",
     "check_law",
     "fact",
+    "gate_laws",
     "get_law",
+    "kernel_laws",
     "law",
+    "manifold_laws",
+    "predictor_laws",
     "verify",
 ]

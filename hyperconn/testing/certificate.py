@@ -1,7 +1,6 @@
-"""Certificates: what the laws found on a class, as JSON that two runs with one seed write alike.
+"""Certificates: what the laws found on a class, as JSON and as the block of a documentation page.
 
-No clock, no machine, no path: versions, seeds, numbers. JSON has no NaN and no infinities, so these three numbers are
-the strings ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``, which ``float()`` reads.
+No clock, no machine, no path: versions, seeds, numbers. Two runs with one seed write the same.
 """
 
 from __future__ import annotations
@@ -17,143 +16,118 @@ from typing import Any
 import hypothesis
 import torch
 
-import hyperconn
-from hyperconn import manifolds
-from hyperconn.manifolds import Manifold
-from hyperconn.testing.case import Case
-from hyperconn.testing.laws import LAWS
-from hyperconn.testing.plan import Chosen
-from hyperconn.testing.report import Examined
-from hyperconn.testing.reproduce import expression
+from hyperconn.manifolds.registry import Registry
+from hyperconn.testing.expressions import expression
+from hyperconn.testing.measured import Measured
 from hyperconn.testing.runner import Verdict
+from hyperconn.testing.survey import by_law
 
-FORMAT = 1
-
-# Instead of an entry of hypothesis' database: such an entry means something to one version of hypothesis and one
-# version of our strategy only. A Case rebuilds its tensors by itself, and a reader sees what is in it.
-_DRAWS = (
-    "a fixed grid of cases, then cases drawn by hypothesis.seed(seed of the instance) in the phase 'generate' without "
-    "a database; a counterexample is a Case, shrunk without hypothesis"
-)
-
-_LINE = 320
+BEGIN = "<!-- certificate: `make certificates` writes what stands between these two lines -->"
+END = "<!-- end of the certificate -->"
 
 
-def certificate(chosen: Chosen, results: Sequence[Examined], *, examples: int, seed: int) -> dict[str, Any]:
-    """Everything that was found on the instances of a class, as plain data.
+def certificate(cls: type[Any], verdicts: Sequence[Verdict], *, examples: int, seed: int) -> dict[str, Any]:
+    """What was found on the instances of a class, as plain data.
 
     Args:
-        chosen: the class and its instances.
-        results: what was found, one instance each.
-        examples: random cases for each law, over all instances.
+        cls: the class.
+        verdicts: of all its instances.
+        examples: drawn cases for each law, over all instances.
         seed: of the first instance; the others count up.
     """
-    cls = chosen.cls
+    registry = next(registry for registry in Registry.all if issubclass(cls, registry.base))
+    provider = registry.provider(cls)
     return {
-        "format": FORMAT,
-        "manifold": str(getattr(cls, "name", cls.__name__)),
+        registry.kind: str(getattr(cls, "name", cls.__name__)),
         "class": f"{cls.__module__}:{cls.__qualname__}",
-        "provider": provider(cls),
-        "hyperconn": hyperconn.__version__,
+        "provider": None if provider is None else dataclasses.asdict(provider),
+        "hyperconn": metadata.version("hyperconn"),
         "torch": torch.__version__.partition("+")[0],
         "python": platform.python_version(),
-        "hypothesis": {"version": hypothesis.__version__, "draws": _DRAWS},
+        "hypothesis": hypothesis.__version__,
         "seed": seed,
         "examples": examples,
-        "remarks": list(chosen.remarks),
-        "holds": all(verdict.holds for result in results for verdict in result.verdicts),
-        "cases": sum(verdict.cases for result in results for verdict in result.verdicts),
-        "laws": {law.name: law.statement for law in LAWS},
-        "instances": [_instance(result) for result in results],
+        "instances": len({expression(verdict.subject) for verdict in verdicts}),
+        "cases": sum(verdict.cases for verdict in verdicts),
+        "holds": all(verdict.holds for verdict in verdicts),
+        "violations": _violations(verdicts),
+        "laws": {law: _law(found) for law, found in by_law(verdicts).items()},
     }
-
-
-def provider(cls: type[Manifold]) -> dict[str, str] | None:
-    """Name and version of the installed distribution that a class comes from; None for a loose module."""
-    registered = manifolds.provider(cls)
-    if registered is not None:
-        return dataclasses.asdict(registered)
-    # A class that is no plugin may still be part of a package.
-    try:
-        names = metadata.packages_distributions().get(cls.__module__.partition(".")[0])
-        return {"distribution": names[0], "version": metadata.version(names[0])} if names else None
-    except (KeyError, TypeError, ValueError):
-        # It reads every distribution of the environment. One that is damaged, and may be none of ours, must not lose
-        # the work of minutes that this certificate is about.
-        return None
 
 
 def dumps(value: Mapping[str, Any]) -> str:
-    """Strict JSON with one short object a line, and a line break at the end."""
-    return _layout(value, "") + "\n"
+    """Strict JSON, one short object a line, and a line break at the end."""
+    lines = [f" {json.dumps(key)}: {json.dumps(item, ensure_ascii=False)}" for key, item in value.items()]
+    for k, key in enumerate(value):
+        if key == "laws":
+            laws = (
+                f"  {json.dumps(law)}: {json.dumps(found, ensure_ascii=False)}" for law, found in value[key].items()
+            )
+            lines[k] = ' "laws": {\n' + ",\n".join(laws) + "\n }"
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
-def _instance(result: Examined) -> dict[str, Any]:
-    manifold = result.task.manifold
-    options = {field.name: getattr(manifold, field.name, None) for field in dataclasses.fields(manifold)}
+def block(found: Mapping[str, Any], source: str) -> str:
+    """A few lines of Markdown between two markers: what was checked, and how exact the map is.
+
+    Args:
+        found: what ``certificate`` returned.
+        source: where the JSON lies, seen from the page.
+    """
+    verdict = "every law holds" if found["holds"] else "**not every law holds**"
+    lines = [
+        f"[Certificate]({source}): {len(found['laws'])} laws, {found['cases']:,} cases on {found['instances']} "
+        f"instances, seed {found['seed']}; {verdict}."
+    ]
+    worst = [
+        f"{entry['value']:.1e} of {entry['bound']:.1e} in {dtype}"
+        for dtype, entry in found["violations"].items()
+        if entry["bound"] is not None
+    ]
+    if worst:
+        lines.append(f"Worst violation of a promised invariant: {', '.join(worst)}.")
+    return "\n".join([BEGIN, *lines, END])
+
+
+def put(page: str, new: str) -> str:
+    """The page with its block replaced, or with a block at its end.
+
+    Raises:
+        ValueError: there is one marker without the other, or more than one of a kind.
+    """
+    counts = page.count(BEGIN), page.count(END)
+    if counts == (0, 0):
+        return f"{page.rstrip()}\n\n{new}\n"
+    if counts != (1, 1) or page.index(BEGIN) > page.index(END):
+        raise ValueError(f"a page has {BEGIN!r} and {END!r} once each, in this order, or neither; got {counts} of them")
+    return page[: page.index(BEGIN)] + new + page[page.index(END) + len(END) :]
+
+
+def _violations(verdicts: Sequence[Verdict]) -> dict[str, dict[str, Any]]:
+    """The worst violation of a promised invariant by dtype, relative to its bound, which grows with n."""
+    worst: dict[str, tuple[Measured, Verdict]] = {}
+    for verdict in verdicts:
+        if verdict.law == "membership":
+            for dtype, measured in verdict.worst_by_dtype.items():
+                promised = not math.isinf(measured.bound)
+                if promised and (dtype not in worst or measured.severity > worst[dtype][0].severity):
+                    worst[dtype] = measured, verdict
     return {
-        "manifold": expression(manifold),
-        "options": _plain(options),
-        "seed": result.task.seed,
-        "violations": [
-            {"of": kind, "dtype": dtype, "value": _plain(worst.value), "bound": _plain(worst.bound)}
-            for (kind, dtype), worst in sorted(result.worst_violations().items())
-        ],
-        "laws": [_law(verdict) for verdict in result.verdicts],
+        dtype: {"value": _plain(measured.value), "bound": _plain(measured.bound), "of": expression(verdict.subject)}
+        for dtype, (measured, verdict) in sorted(worst.items())
     }
 
 
-def _law(verdict: Verdict) -> dict[str, Any]:
-    worst = verdict.worst
+def _law(found: Sequence[Verdict]) -> dict[str, Any]:
+    first = found[0]
     return {
-        "law": verdict.law,
-        "holds": verdict.holds,
-        "worst": {
-            "what": worst.what,
-            "value": _plain(worst.value),
-            "bound": _plain(worst.bound),
-            "sense": "at least" if worst.lower else "at most",
-        },
-        "cases": verdict.cases,
-        "case": _case(verdict.case),
-        "reproducer": verdict.reproducer,
+        "holds": first.holds,
+        "cases": sum(verdict.cases for verdict in found),
+        "worst": f"{first.worst}",
+        "of": expression(first.subject),
+        **({} if first.holds else {"reproducer": first.reproducer}),
     }
 
 
-def _case(case: Case) -> dict[str, Any]:
-    return _plain({field.name: getattr(case, field.name) for field in dataclasses.fields(case)})
-
-
-def read_case(entry: Mapping[str, Any]) -> Case:
-    """The Case behind the ``case`` of a law in a certificate."""
-    dtype = getattr(torch, entry["dtype"])
-    return Case(entry["seed"], entry["scale"], tuple(entry["batch"]), dtype, entry["device"])
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    if value is None or isinstance(value, (str, int, float)):
-        return value
-    if isinstance(value, Manifold):
-        return expression(value)
-    if isinstance(value, torch.dtype):
-        return str(value).removeprefix("torch.")
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return repr(value)
-
-
-def _layout(value: Any, indent: str) -> str:
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    if not isinstance(value, (dict, list)) or len(text) + len(indent) <= _LINE:
-        return text
-    deeper = indent + " "
-    if isinstance(value, dict):
-        items = [f"{json.dumps(key, ensure_ascii=False)}: {_layout(item, deeper)}" for key, item in value.items()]
-    else:
-        items = [_layout(item, deeper) for item in value]
-    opening, closing = ("{", "}") if isinstance(value, dict) else ("[", "]")
-    return f"{opening}\n{deeper}" + f",\n{deeper}".join(items) + f"\n{indent}{closing}"
+def _plain(value: float) -> float | None:
+    return value if math.isfinite(value) else None

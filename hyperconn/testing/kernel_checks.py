@@ -1,4 +1,4 @@
-"""What a device pair promises: to be the manifold's own torch map, on the device, token by token.
+"""What a device pair promises: to be the map's own torch formula, on the device, token by token.
 
 Importing this module imports triton. Every check raises AssertionError with the numbers; ``kernel_laws`` makes tests
 of them.
@@ -12,23 +12,27 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from triton.runtime.interpreter import InterpretedFunction
 
-from hyperconn import HyperConnection, HyperConnectionConfig, manifolds
 from hyperconn.backends import BackendUnavailableError, interpreting
-from hyperconn.kernels.fused.constrain import constrain_backward, constrain_forward, tokens_per_program
+from hyperconn.config import HyperConnectionConfig
+from hyperconn.connection import HyperConnection
+from hyperconn.gates import Gate
+from hyperconn.kernels.fused import constrain
+from hyperconn.kernels.fused.coefficients import CoefficientSpec, coefficients_backward, coefficients_forward
+from hyperconn.kernels.fused.maps.gates import LINEAR
+from hyperconn.kernels.fused.maps.trivial import IDENTITY
 from hyperconn.kernels.fused.pair import DevicePair
 from hyperconn.kernels.poison import poisoned_memory
-from hyperconn.manifolds import Manifold
-from hyperconn.options import chosen_options
+from hyperconn.manifolds.core.map import Map
 from hyperconn.testing.case import Case
+from hyperconn.testing.expressions import expression
 from hyperconn.testing.law import SCALES
 from hyperconn.testing.laws.tools import gradient_of, is_constant
-from hyperconn.testing.reproduce import expression
 
 # Float64 exists in the interpreter alone; there a wrong term cannot hide behind rounding.
 LIMITS = {torch.float64: 1e-10, torch.float32: 2e-5}
@@ -47,7 +51,7 @@ def device() -> str:
         BackendUnavailableError: there is neither; the message says what to set.
     """
     if interpreting():
-        if isinstance(_a_kernel(), InterpretedFunction):
+        if isinstance(constrain._constrain_forward_kernel, InterpretedFunction):
             return "cpu"
         raise BackendUnavailableError(
             "TRITON_INTERPRET=1 was set after triton was imported, which is too late: set it in the environment of "
@@ -61,12 +65,6 @@ def device() -> str:
     )
 
 
-def _a_kernel() -> object:
-    from hyperconn.kernels.fused import constrain
-
-    return constrain._constrain_forward_kernel
-
-
 def dtypes() -> tuple[torch.dtype, ...]:
     """What pairs are checked in: float32, and float64 in the interpreter."""
     return (torch.float64, torch.float32) if device() == "cpu" else (torch.float32,)
@@ -75,89 +73,94 @@ def dtypes() -> tuple[torch.dtype, ...]:
 # ------------------------------------------------------------------------------------------------------ the pair
 
 
-def check_forward(manifold: Manifold, dtype: torch.dtype, scale: float) -> None:
-    """H is the torch map's, ties and zero coordinates included."""
-    case = Case(1, scale, (7,), dtype, device())
-    for theta in (case.coordinates(manifold), case.smooth_coordinates(manifold)):
-        H = _forward(manifold, theta)
-        _agree(manifold, f"H at scale {scale:g}", H, manifold.forward(theta), manifold.forward(theta.double()))
+def check_forward(subject: Map, dtype: torch.dtype, scale: float) -> None:
+    """The value is the torch map's, ties and zero coordinates included."""
+    for smooth in (False, True):
+        theta = _case(subject, 1, 7, dtype, scale, smooth).theta
+        found = _forward(subject, theta)
+        _agree(subject, f"the value at scale {scale:g}", found, subject.forward(theta), subject.forward(theta.double()))
 
 
-def check_backward(manifold: Manifold, dtype: torch.dtype, scale: float) -> None:
+def check_backward(subject: Map, dtype: torch.dtype, scale: float) -> None:
     """The gradient is that of the torch map, for random cotangents.
 
     At ties a maximum has many gradients, so that coordinates are in general position here.
     """
-    case = Case(2, scale, (7,), dtype, device())
-    theta = case.smooth_coordinates(manifold)
-    dH = case.normal(7, manifold.n, manifold.n, stream=_COTANGENT)
-    found = _backward(manifold, theta, dH)
-    narrow, wide = _reference_gradient(manifold, theta, dH), _reference_gradient(manifold, theta.double(), dH.double())
-    if scale == 1.0 and not is_constant(manifold, device()):  # n = 1 leaves many maps one matrix
-        _say(manifold, "the gradient of the torch map at scale 1 is not zero", bool(wide.abs().amax() > 0))
-    _agree(manifold, f"the gradient at scale {scale:g}", found, narrow, wide)
+    case = _case(subject, 2, 7, dtype, scale)
+    theta, dH = case.theta, _cotangent(subject, case)
+    found = _backward(subject, theta, dH)
+    narrow, wide = _reference_gradient(subject, theta, dH), _reference_gradient(subject, theta.double(), dH.double())
+    if scale == 1.0 and not is_constant(subject, device()):  # n = 1 leaves many maps one matrix
+        _say(subject, "the gradient of the torch map at scale 1 is not zero", bool(wide.abs().amax() > 0))
+    _agree(subject, f"the gradient at scale {scale:g}", found, narrow, wide)
 
 
-def check_tokens(manifold: Manifold) -> None:
+def check_tokens(subject: Map) -> None:
     """Any number of tokens: none, one, three, and more than two programs hold."""
-    dtype, P, n = dtypes()[0], manifold.num_coordinates, manifold.n
-    for count in (0, 1, 3, 2 * tokens_per_program(n, P) + 3):
-        case = Case(3, 1.0, (count,), dtype, device())
-        theta, dH = case.smooth_coordinates(manifold), case.normal(count, n, n, stream=_COTANGENT)
-        H, gradient = _forward(manifold, theta), _backward(manifold, theta, dH)
-        _say(manifold, f"H of {count} tokens has the shape {(count, n, n)}", H.shape == (count, n, n))
-        _say(manifold, f"the gradient of {count} tokens has the shape {(count, P)}", gradient.shape == (count, P))
+    dtype, P = dtypes()[0], subject.num_coordinates
+    for count in (0, 1, 3, 2 * constrain.tokens_per_program(subject.n, P) + 3):
+        case = _case(subject, 3, count, dtype)
+        theta, dH = case.theta, _cotangent(subject, case)
+        H, gradient = _forward(subject, theta), _backward(subject, theta, dH)
+        shape = (count, *subject.value_shape)
+        _say(subject, f"the value of {count} tokens has the shape {shape}", H.shape == shape)
+        _say(subject, f"the gradient of {count} tokens has the shape {(count, P)}", gradient.shape == (count, P))
         if count:
-            expected = _reference_gradient(manifold, theta.double(), dH.double())
-            wide = manifold.forward(theta.double())
-            _agree(manifold, f"H of {count} tokens", H, manifold.forward(theta), wide)
-            _agree(manifold, f"the gradient of {count} tokens", gradient, expected.to(dtype), expected)
+            expected = _reference_gradient(subject, theta.double(), dH.double())
+            _agree(subject, f"{count} values", H, subject.forward(theta), subject.forward(theta.double()))
+            _agree(subject, f"the gradient of {count} tokens", gradient, expected.to(dtype), expected)
 
 
-def check_bad_tokens(manifold: Manifold) -> None:
-    """A token with a NaN among its coordinates spoils its own H and nobody else's H or gradient."""
-    case = Case(4, 1.0, (5,), dtypes()[0], device())
-    theta, dH = case.smooth_coordinates(manifold), case.normal(5, manifold.n, manifold.n, stream=_COTANGENT)
-    good = _forward(manifold, theta), _backward(manifold, theta, dH)
+def check_bad_tokens(subject: Map) -> None:
+    """A token with a NaN among its coordinates spoils its own value and nobody else's value or gradient."""
+    case = _case(subject, 4, 5, dtypes()[0])
+    theta, dH = case.theta, _cotangent(subject, case)
+    good = _forward(subject, theta), _backward(subject, theta, dH)
     others = [0, 1, 3, 4]
-    last = manifold.num_coordinates - 1
+    last = subject.num_coordinates - 1
     for k in sorted({0, last // 2, last}):
         bad = theta.clone()
         bad[2, k] = math.nan
-        H, gradient = _forward(manifold, bad), _backward(manifold, bad, dH)
-        _say(manifold, f"H of a token whose coordinate {k} is NaN is not finite", not bool(H[2].isfinite().all()))
+        H, gradient = _forward(subject, bad), _backward(subject, bad, dH)
+        _say(subject, f"what coordinate {k} = NaN is mapped to is not finite", not bool(H[2].isfinite().all()))
         same = torch.equal(H[others], good[0][others]) and torch.equal(gradient[others], good[1][others])
-        _say(manifold, f"NaN in coordinate {k} of a token leaves the bits of the other tokens alone", same)
+        _say(subject, f"NaN in coordinate {k} of a token leaves the bits of the other tokens alone", same)
 
 
-def check_repeatable(manifold: Manifold) -> None:
+def check_repeatable(subject: Map) -> None:
     """Two runs give the same bits."""
-    case = Case(5, 1.0, (7,), dtypes()[-1], device())
-    theta, dH = case.smooth_coordinates(manifold), case.normal(7, manifold.n, manifold.n, stream=_COTANGENT)
-    _say(manifold, "two forward runs give the same bits", torch.equal(*(_forward(manifold, theta) for _ in range(2))))
-    same = torch.equal(*(_backward(manifold, theta, dH) for _ in range(2)))
-    _say(manifold, "two backward runs give the same bits", same)
+    case = _case(subject, 5, 7, dtypes()[-1])
+    theta, dH = case.theta, _cotangent(subject, case)
+    _say(subject, "two forward runs give the same bits", torch.equal(*(_forward(subject, theta) for _ in range(2))))
+    same = torch.equal(*(_backward(subject, theta, dH) for _ in range(2)))
+    _say(subject, "two backward runs give the same bits", same)
+
+
+def _case(subject: Map, seed: int, count: int, dtype: torch.dtype, scale: float = 1.0, smooth: bool = True) -> Case:
+    return Case.of(subject, seed, scale, (count,), dtype, device(), smooth=smooth)
+
+
+def _cotangent(subject: Map, case: Case) -> Tensor:
+    return case.normal(case.count, *subject.value_shape, stream=_COTANGENT)
 
 
 # ----------------------------------------------------------------------------------------------------- the layer
 
 
-def check_layer(manifold: Manifold) -> None:
+def check_layer(subject: Map) -> None:
     """A layer on ``backend="triton"`` is the layer on ``backend="torch"``: output, and every gradient."""
     dtype = dtypes()[0]
-    case = Case(6, 1.0, (5,), dtype, device())
-    with _registered(type(manifold)):
-        fused = _layer(manifold, case).to(device(), dtype)
-        reference = copy.deepcopy(fused).double()
-        reference.config = dataclasses.replace(fused.config, backend="torch")
-        x = case.normal(5, manifold.n, _DIM, stream=_STREAMS)
-        cotangent = case.normal(5, manifold.n, _DIM, stream=_COTANGENT)
-        with _poisoned():
-            found = _outcome(fused, x, cotangent)
-        expected = _outcome(reference, x.double(), cotangent.double())
+    fused = _layer(subject).to(device(), dtype)
+    reference = copy.deepcopy(fused).double()
+    reference.config = dataclasses.replace(fused.config, backend="torch")
+    case = _case(subject, 6, 5, dtype)
+    x, cotangent = (case.normal(5, subject.n, _DIM, stream=stream) for stream in (_STREAMS, _COTANGENT))
+    with _poisoned():
+        found = _outcome(fused, x, cotangent)
+    expected = _outcome(reference, x.double(), cotangent.double())
     for name, want in expected.items():
-        _say(manifold, f"{name} of the layer on torch is not zero", bool(want.abs().amax() > 0))
-        _agree(manifold, f"{name} of the layer", found[name], want.to(dtype), want)
+        _say(subject, f"{name} of the layer on torch is not zero", bool(want.abs().amax() > 0))
+        _agree(subject, f"{name} of the layer", found[name], want.to(dtype), want)
 
 
 class _Branch(nn.Module):
@@ -165,15 +168,17 @@ class _Branch(nn.Module):
         return torch.tanh(1.5 * u + u.roll(1, -1) ** 2)
 
 
-def _layer(manifold: Manifold, case: Case) -> HyperConnection:
+def _layer(subject: Map) -> HyperConnection:
     """A layer in general position, whose coefficients depend on the token."""
-    config = HyperConnectionConfig(
-        streams=manifold.n, manifold=manifold.name, manifold_options=chosen_options(manifold), backend="triton"
-    )
+    field = "manifold"
+    if isinstance(subject, Gate):
+        field = "pre_gate" if subject.reads else "post_gate"
+    config = HyperConnectionConfig(**cast(Any, {"streams": subject.n, field: subject, "backend": "triton"}))
     block = HyperConnection(_Branch(), dim=_DIM, config=config, layer_index=1)
+    generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
-        for stream, (name, parameter) in enumerate(block.named_parameters(), start=_STREAMS + 1):
-            noise = case.normal(*parameter.shape, stream=stream).to(parameter)
+        for name, parameter in block.named_parameters():
+            noise = torch.randn(parameter.shape, dtype=torch.float64, generator=generator).to(parameter)
             parameter.add_(noise / (parameter.shape[1] ** 0.5 if name == "fn" else 1.0))
     return block
 
@@ -187,41 +192,39 @@ def _outcome(block: HyperConnection, x: Tensor, cotangent: Tensor) -> dict[str, 
     return {"the output": out.detach(), **named}
 
 
-@contextmanager
-def _registered(cls: type[Manifold]) -> Iterator[None]:
-    """Layers take manifolds by name: lend the class its own name where it is not registered."""
-    if "name" not in vars(cls):
-        raise ValueError(f'{cls.__name__} has no name of its own: say name = "..." in the class')
-    if cls.name in manifolds.available() and manifolds.get(cls.name) is cls:
-        yield
-        return
-    manifolds.register(cls.name)(cls)
-    try:
-        yield
-    finally:
-        manifolds.unregister(cls.name)
-
-
 # ------------------------------------------------------------------------------------------------------- running
 
 
-def _forward(manifold: Manifold, theta: Tensor) -> Tensor:
+def _forward(subject: Map, theta: Tensor) -> Tensor:
+    pair = cast(DevicePair, subject.kernel)  # kernel_laws keeps those without one away
     with _poisoned():
-        return constrain_forward(theta, _pair(manifold), manifold.n)
+        if isinstance(subject, Gate):
+            return coefficients_forward(*_as_raw(subject, theta))[0]
+        return constrain.constrain_forward(theta, pair, subject.n)
 
 
-def _backward(manifold: Manifold, theta: Tensor, dH: Tensor) -> Tensor:
+def _backward(subject: Map, theta: Tensor, dH: Tensor) -> Tensor:
+    pair = cast(DevicePair, subject.kernel)
     with _poisoned():
-        return constrain_backward(theta, dH, _pair(manifold), manifold.n)
+        if isinstance(subject, Gate):
+            *tensors, spec = _as_raw(subject, theta)
+            rest = theta.new_zeros(theta.shape[0], subject.n), theta.new_zeros(theta.shape[0], subject.n, subject.n)
+            return coefficients_backward(*tensors, dH, *rest, spec)[0][:, : subject.num_coordinates]
+        return constrain.constrain_backward(theta, dH, pair, subject.n)
 
 
-def _pair(manifold: Manifold) -> DevicePair:
-    return cast(DevicePair, manifold.kernel)  # kernel_laws keeps those without one away
+def _as_raw(gate: Gate, theta: Tensor) -> tuple[Tensor, Tensor, Tensor, CoefficientSpec]:
+    """Projections of unit root mean square whose read logits are ``theta``: the coefficient step, seen as a gate."""
+    n, pair = gate.n, cast(DevicePair, gate.kernel)
+    sizes = (gate.num_coordinates, n)
+    raw = torch.cat([theta, theta.new_zeros(theta.shape[0], n), theta.new_ones(theta.shape[0], 1)], -1)
+    spec = CoefficientSpec(IDENTITY.key, n, sizes, pair.key, LINEAR.key, 0.0, 0.0, 0.0, False, 1, False)
+    return raw, theta.new_zeros(sum(sizes)), theta.new_ones(2), spec
 
 
-def _reference_gradient(manifold: Manifold, theta: Tensor, dH: Tensor) -> Tensor:
+def _reference_gradient(subject: Map, theta: Tensor, dH: Tensor) -> Tensor:
     theta = theta.detach().requires_grad_()
-    return gradient_of((manifold.forward(theta) * dH).sum(), theta, create_graph=False)
+    return gradient_of((subject.forward(theta) * dH).sum(), theta)
 
 
 @contextmanager
@@ -232,7 +235,7 @@ def _poisoned() -> Iterator[None]:
         yield
 
 
-def _agree(manifold: Manifold, what: str, found: Tensor, torchs: Tensor, expected: Tensor) -> None:
+def _agree(subject: Map, what: str, found: Tensor, torchs: Tensor, expected: Tensor) -> None:
     """The device's numbers are torch's: near the float64 result, or as near to it as torch is in the same dtype."""
     limit = LIMITS[found.dtype]
     if not expected.numel():
@@ -242,25 +245,15 @@ def _agree(manifold: Manifold, what: str, found: Tensor, torchs: Tensor, expecte
     error = float((found.double() - expected.detach()).abs().amax())
     if not error <= allowed:  # NaN, too
         raise AssertionError(
-            f"{expression(manifold)} in {found.dtype} on {found.device}: {what} is off by {error:.2g} where the torch "
+            f"{expression(subject)} in {found.dtype} on {found.device}: {what} is off by {error:.2g} where the torch "
             f"map has {largest:.2g}; allowed {allowed:.2g}"
         )
 
 
-def _say(manifold: Manifold, fact: str, holds: bool) -> None:
+def _say(subject: Map, fact: str, holds: bool) -> None:
     if not holds:
-        raise AssertionError(f"{expression(manifold)}: failed: {fact}")
+        raise AssertionError(f"{expression(subject)}: failed: {fact}")
 
 
-__all__ = [
-    "LIMITS",
-    "SCALES",
-    "check_backward",
-    "check_bad_tokens",
-    "check_forward",
-    "check_layer",
-    "check_repeatable",
-    "check_tokens",
-    "device",
-    "dtypes",
-]
+__all__ = ["LIMITS", "SCALES", "check_backward", "check_bad_tokens", "check_forward", "check_layer"]
+__all__ += ["check_repeatable", "check_tokens", "device", "dtypes"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from torch import Tensor
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -58,4 +60,4 @@ def fact(what: str, holds: bool) -> Measured:
 
 
 def _number(value: object) -> float:
-    return float(value)  # type: ignore[arg-type]
+    return float(value.detach() if isinstance(value, Tensor) else value)  # type: ignore[arg-type]

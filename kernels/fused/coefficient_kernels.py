@@ -41,19 +41,35 @@ def _logits_part(raw, inverse_rms, scale, base_ptr, OFFSET: tl.constexpr, SIZE: 
 
 
 @triton.jit
-def _inverse_rms(raw_ptr, t, T, P, width, NORM_EPS: tl.constexpr):
-    """``[BT]``: ``1 / sqrt(mean(vec x²) + eps)`` from the sum of squares in the last column."""
+def _inverse_rms(raw_ptr, t, T, P, width, NORM_EPS: tl.constexpr, OUTSIDE: tl.constexpr):
+    """``[BT]`` one over the root mean square of each token, and what ``Σ z dz`` makes of it for the square sum.
+
+    A token of zeros has no direction: without an eps both are 0, instead of ``0 · ∞``.
+    """
     # Tokens beyond the last have a square sum of one: their root is finite, and they are masked wherever they matter.
-    square_sum = tl.load(raw_ptr + t * (P + 1) + P, mask=t < T, other=1.0)
-    return 1.0 / tl.sqrt(square_sum / width + NORM_EPS)
+    mean_square = tl.load(raw_ptr + t * (P + 1) + P, mask=t < T, other=1.0) / width
+    nothing = mean_square == 0.0
+    if OUTSIDE or NORM_EPS == 0.0:
+        root = tl.sqrt(tl.where(nothing, 1.0, mean_square))
+        inverse = 1.0 / (root + NORM_EPS)
+        # z = raw / (r + eps), r² = ss / width, so d ss = -Σ z dz / (2 r (r + eps) width).
+        slope = tl.where(nothing, 0.0, -0.5 * inverse / (root * width))
+        at_zero = 1.0 / NORM_EPS if NORM_EPS > 0.0 else 0.0
+        return tl.where(nothing, at_zero, inverse), slope
+    else:  # noqa: RET505
+        # z = raw / r and r² = ss / width + eps, so d ss = -Σ z dz / (2 r² width).
+        inverse = 1.0 / tl.sqrt(mean_square + NORM_EPS)
+        return inverse, -0.5 * inverse * inverse / width
 
 
 @triton.jit
 def _coefficients_forward_kernel(
-    raw_ptr, base_ptr, scale_ptr, pre_ptr, post_ptr, H_ptr, T, width,
-    PRE: tl.constexpr, POST: tl.constexpr, CONSTRAIN: tl.constexpr, OPTIONS: tl.constexpr,
+    raw_ptr, base_ptr, scale_ptr, pre_ptr, post_ptr, H_ptr, T, width, post_gain,
+    PRE: tl.constexpr, PRE_OPTIONS: tl.constexpr, POST: tl.constexpr, POST_OPTIONS: tl.constexpr,
+    CONSTRAIN: tl.constexpr, OPTIONS: tl.constexpr,
     n: tl.constexpr, N: tl.constexpr, SIZES: tl.constexpr, PADDED: tl.constexpr, STARTS: tl.constexpr,
-    PRE_EPS: tl.constexpr, NORM_EPS: tl.constexpr, TRANSPOSED: tl.constexpr, BT: tl.constexpr,
+    PRE_EPS: tl.constexpr, POST_EPS: tl.constexpr, NORM_EPS: tl.constexpr, OUTSIDE: tl.constexpr,
+    TRANSPOSED: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
     P: tl.constexpr = SIZES[0] + SIZES[1] + SIZES[2]
     POST_AT: tl.constexpr = SIZES[0]
@@ -62,19 +78,20 @@ def _coefficients_forward_kernel(
     i = tl.arange(0, N)
     vector_entry = t[:, None] * n + i[None, :]
     vector_inside = (t[:, None] < T) & (i[None, :] < n)
-    inverse_rms = _inverse_rms(raw_ptr, t, T, P, width, NORM_EPS)
+    inverse_rms, _ = _inverse_rms(raw_ptr, t, T, P, width, NORM_EPS, OUTSIDE)
 
     # pre = gate(scale₀ z + base) + eps
     raw = _raw_part(raw_ptr, t, T, P, 0, SIZES[0], PADDED[0])
     scale = _scale_of_coordinate(scale_ptr, SIZES[0], PADDED[0], 0, (0,))
     _, logits = _logits_part(raw, inverse_rms, scale, base_ptr, 0, SIZES[0], PADDED[0])
-    tl.store(pre_ptr + vector_entry, PRE(logits, n, N) + PRE_EPS, mask=vector_inside)
+    tl.store(pre_ptr + vector_entry, PRE(logits, n, N, PRE_OPTIONS) + PRE_EPS, mask=vector_inside)
 
-    # post = gate(scale₁ z + base)
+    # post = gain gate(scale₁ z + base) + eps
     raw = _raw_part(raw_ptr, t, T, P, POST_AT, SIZES[1], PADDED[1])
     scale = _scale_of_coordinate(scale_ptr, SIZES[1], PADDED[1], 1, (0,))
     _, logits = _logits_part(raw, inverse_rms, scale, base_ptr, POST_AT, SIZES[1], PADDED[1])
-    tl.store(post_ptr + vector_entry, POST(logits, n, N), mask=vector_inside)
+    post = post_gain * POST(logits, n, N, POST_OPTIONS) + POST_EPS
+    tl.store(post_ptr + vector_entry, post, mask=vector_inside)
 
     # H = constraint(scale_g z + base), transposed where the config says so
     raw = _raw_part(raw_ptr, t, T, P, THETA_AT, SIZES[2], PADDED[2])
@@ -128,10 +145,11 @@ def _store_partial(
 
 @triton.jit
 def _coefficients_backward_kernel(
-    raw_ptr, base_ptr, scale_ptr, dpre_ptr, dpost_ptr, dH_ptr, draw_ptr, partial_ptr, T, width, tiles,
-    PRE: tl.constexpr, POST: tl.constexpr, CONSTRAIN: tl.constexpr, OPTIONS: tl.constexpr,
+    raw_ptr, base_ptr, scale_ptr, dpre_ptr, dpost_ptr, dH_ptr, draw_ptr, partial_ptr, T, width, tiles, post_gain,
+    PRE: tl.constexpr, PRE_OPTIONS: tl.constexpr, POST: tl.constexpr, POST_OPTIONS: tl.constexpr,
+    CONSTRAIN: tl.constexpr, OPTIONS: tl.constexpr,
     n: tl.constexpr, N: tl.constexpr, SIZES: tl.constexpr, PADDED: tl.constexpr, STARTS: tl.constexpr,
-    NORM_EPS: tl.constexpr, TRANSPOSED: tl.constexpr, BT: tl.constexpr,
+    NORM_EPS: tl.constexpr, OUTSIDE: tl.constexpr, TRANSPOSED: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
     P: tl.constexpr = SIZES[0] + SIZES[1] + SIZES[2]
     POST_AT: tl.constexpr = SIZES[0]
@@ -152,13 +170,13 @@ def _coefficients_backward_kernel(
         t = (tl.program_id(0).to(tl.int64) * tiles + tile) * BT + tl.arange(0, BT)
         vector_entry = t[:, None] * n + i[None, :]
         vector_inside = (t[:, None] < T) & (i[None, :] < n)
-        inverse_rms = _inverse_rms(raw_ptr, t, T, P, width, NORM_EPS)
+        inverse_rms, slope = _inverse_rms(raw_ptr, t, T, P, width, NORM_EPS, OUTSIDE)
 
         raw = _raw_part(raw_ptr, t, T, P, 0, SIZES[0], PADDED[0])
         z, logits = _logits_part(raw, inverse_rms, pre_scale, base_ptr, 0, SIZES[0], PADDED[0])
         dpre = tl.load(dpre_ptr + vector_entry, mask=vector_inside, other=0.0)
         z_dz, dbase, dscale = _raw_gradient_part(
-            draw_ptr, z, PRE(logits, dpre, n, N), pre_scale, inverse_rms, t, T, P, 0, SIZES[0], PADDED[0]
+            draw_ptr, z, PRE(logits, dpre, n, N, PRE_OPTIONS), pre_scale, inverse_rms, t, T, P, 0, SIZES[0], PADDED[0]
         )
         total = z_dz
         pre_dbase += dbase
@@ -166,9 +184,10 @@ def _coefficients_backward_kernel(
 
         raw = _raw_part(raw_ptr, t, T, P, POST_AT, SIZES[1], PADDED[1])
         z, logits = _logits_part(raw, inverse_rms, post_scale, base_ptr, POST_AT, SIZES[1], PADDED[1])
-        dpost = tl.load(dpost_ptr + vector_entry, mask=vector_inside, other=0.0)
+        dpost = tl.load(dpost_ptr + vector_entry, mask=vector_inside, other=0.0) * post_gain
+        dlogits = POST(logits, dpost, n, N, POST_OPTIONS)
         z_dz, dbase, dscale = _raw_gradient_part(
-            draw_ptr, z, POST(logits, dpost, n, N), post_scale, inverse_rms, t, T, P, POST_AT, SIZES[1], PADDED[1]
+            draw_ptr, z, dlogits, post_scale, inverse_rms, t, T, P, POST_AT, SIZES[1], PADDED[1]
         )
         total += z_dz
         post_dbase += dbase
@@ -185,9 +204,7 @@ def _coefficients_backward_kernel(
         theta_dbase += dbase
         theta_dscale += dscale
 
-        # z = raw / r and r² = ss / width + eps, so d ss = -Σ z dz / (2 r² width).
-        dsquare_sum = -0.5 * total * inverse_rms * inverse_rms / width
-        tl.store(draw_ptr + t * (P + 1) + P, dsquare_sum, mask=t < T)
+        tl.store(draw_ptr + t * (P + 1) + P, slope * total, mask=t < T)
 
     _store_partial(partial_ptr, pre_dbase, pre_dscale, P, 0, SIZES[0], PADDED[0])
     _store_partial(partial_ptr, post_dbase, post_dscale, P, POST_AT, SIZES[1], PADDED[1])

@@ -21,7 +21,6 @@ from hyperconn.kernels.fused.coefficient_kernels import (
 )
 from hyperconn.kernels.fused.launch import Launch
 from hyperconn.kernels.fused.library import register
-from hyperconn.kernels.fused.maps.gates import device_gate
 from hyperconn.kernels.fused.pair import pair_named
 from hyperconn.kernels.fused.second_order import refuse_forward_mode, refuse_second_derivatives
 from hyperconn.kernels.fused.tuning import power_of_two
@@ -38,9 +37,9 @@ class CoefficientSpec:
         pair_key: ``key`` of the device pair of the constraint.
         n: number of streams, 1 to 16.
         sizes: numbers of coordinates of pre, post, and each residual coordinate group, in this order.
-        pre_gate, post_gate: names of the gates.
-        pre_eps: added to the read weights.
-        norm_eps: added to the mean square.
+        pre_key, post_key: ``key`` of the device pairs of the gates.
+        pre_eps, post_eps: added to the read weights, and to the write weights.
+        norm_eps: added to the mean square, or ``norm_eps_outside`` of its root.
         width: numbers in the square sum of a token, n·C.
         transposed: H is the transpose of the manifold's matrix.
     """
@@ -48,10 +47,12 @@ class CoefficientSpec:
     pair_key: str
     n: int
     sizes: tuple[int, ...]
-    pre_gate: str
-    post_gate: str
+    pre_key: str
+    post_key: str
     pre_eps: float
+    post_eps: float
     norm_eps: float
+    norm_eps_outside: bool
     width: int
     transposed: bool
 
@@ -62,22 +63,16 @@ class CoefficientSpec:
 
     def arguments(self) -> tuple[Any, ...]:
         """The fields as the arguments of a torch operator."""
-        return (
-            self.pair_key, self.n, list(self.sizes), self.pre_gate, self.post_gate, self.pre_eps, self.norm_eps,
-            self.width, self.transposed,
-        )  # fmt: skip
+        return tuple(list(value) if isinstance(value, tuple) else value for value in vars(self).values())
 
     @classmethod
-    def from_arguments(
-        cls, pair_key: str, n: int, sizes: list[int], pre_gate: str, post_gate: str, pre_eps: float, norm_eps: float,
-        width: int, transposed: bool,
-    ) -> CoefficientSpec:  # fmt: skip
+    def from_arguments(cls, *arguments: Any) -> CoefficientSpec:
         """The inverse of ``arguments``."""
-        return cls(pair_key, n, tuple(sizes), pre_gate, post_gate, pre_eps, norm_eps, width, transposed)
+        return cls(*(tuple(value) if isinstance(value, list) else value for value in arguments))
 
 
 def fused_coefficients(
-    raw: Tensor, base: Tensor, scale: Tensor, spec: CoefficientSpec
+    raw: Tensor, base: Tensor, scale: Tensor, spec: CoefficientSpec, post_gain: float = 1.0
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Read weights, write weights and residual matrix of every token; differentiable once.
 
@@ -86,63 +81,68 @@ def fused_coefficients(
             Triton's interpreter also float64.
         base: ``[P]`` of the same dtype and device.
         scale: ``[G]``, likewise: one factor for each of ``spec.sizes``.
-        spec: everything else.
+        spec: everything else that stays.
+        post_gain: factor of the write weights; another one compiles nothing.
 
     Returns:
         ``pre [T, n]``, ``post [T, n]``, ``H [T, n, n]`` in the dtype of raw.
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit each other or the spec.
-        KeyError: an unknown gate.
         RuntimeError: in a backward of the backward and in forward mode; backend="torch" has both.
     """
     refuse_forward_mode((raw, base, scale))
     if torch.is_grad_enabled() and (raw.requires_grad or base.requires_grad or scale.requires_grad):
-        result: tuple[Tensor, Tensor, Tensor] = _FusedCoefficients.apply(raw, base, scale, spec)
+        result: tuple[Tensor, Tensor, Tensor] = _FusedCoefficients.apply(raw, base, scale, spec, post_gain)
         return result
-    return _forward(raw, base, scale, *spec.arguments())
+    return _forward(raw, base, scale, post_gain, *spec.arguments())
 
 
 class _FusedCoefficients(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(raw: Tensor, base: Tensor, scale: Tensor, spec: CoefficientSpec) -> tuple[Tensor, Tensor, Tensor]:
-        return _forward(raw, base, scale, *spec.arguments())
+    def forward(
+        raw: Tensor, base: Tensor, scale: Tensor, spec: CoefficientSpec, post_gain: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return _forward(raw, base, scale, post_gain, *spec.arguments())
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        *tensors, ctx.spec = inputs
+        *tensors, ctx.spec, ctx.post_gain = inputs
         ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, dpre: Tensor, dpost: Tensor, dH: Tensor) -> tuple[Tensor | None, ...]:
         raw, base, scale = ctx.saved_tensors
         with torch.no_grad():
-            grads = _backward(raw, base, scale, dpre, dpost, dH, *ctx.spec.arguments())
+            grads = _backward(raw, base, scale, dpre, dpost, dH, ctx.post_gain, *ctx.spec.arguments())
         draw, dbase, dscale = refuse_second_derivatives(grads, (raw, base, scale, dpre, dpost, dH))
         needed = ctx.needs_input_grad
-        return draw if needed[0] else None, dbase if needed[1] else None, dscale if needed[2] else None, None
+        return draw if needed[0] else None, dbase if needed[1] else None, dscale if needed[2] else None, None, None
 
 
 def coefficients_forward(
-    raw: Tensor, base: Tensor, scale: Tensor, spec: CoefficientSpec
+    raw: Tensor, base: Tensor, scale: Tensor, spec: CoefficientSpec, post_gain: float = 1.0
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``(pre [T, n], post [T, n], H [T, n, n])`` of ``raw [T, P + 1]``; see ``fused_coefficients``."""
     _check(raw, base, scale, spec)
     T, n = raw.shape[0], spec.n
     pre, post, H = raw.new_empty(T, n), raw.new_empty(T, n), raw.new_empty(T, n, n)
-    pair, BT = pair_named(spec.pair_key), tokens_per_program(spec)
+    pair, pre_gate, post_gate = map(pair_named, (spec.pair_key, spec.pre_key, spec.post_key))
+    BT = tokens_per_program(spec)
     Launch(
         _coefficients_forward_kernel,
         (triton.cdiv(T, BT),),
         {
             "raw_ptr": raw.contiguous(), "base_ptr": base.contiguous(), "scale_ptr": scale.contiguous(),
             "pre_ptr": pre, "post_ptr": post, "H_ptr": H, "T": T, "width": spec.width,
+            "post_gain": float(post_gain),
         },
         {
-            "PRE": device_gate(spec.pre_gate).forward, "POST": device_gate(spec.post_gate).forward,
-            "CONSTRAIN": pair.forward, "OPTIONS": pair.options, **_layout(spec), "PRE_EPS": spec.pre_eps, "BT": BT,
+            "PRE": pre_gate.forward, "PRE_OPTIONS": pre_gate.options, "POST": post_gate.forward,
+            "POST_OPTIONS": post_gate.options, "CONSTRAIN": pair.forward, "OPTIONS": pair.options, **_layout(spec),
+            "PRE_EPS": spec.pre_eps, "POST_EPS": spec.post_eps, "BT": BT,
         },
         num_warps=_warps(spec),
     ).run()  # fmt: skip
@@ -150,7 +150,14 @@ def coefficients_forward(
 
 
 def coefficients_backward(
-    raw: Tensor, base: Tensor, scale: Tensor, dpre: Tensor, dpost: Tensor, dH: Tensor, spec: CoefficientSpec
+    raw: Tensor,
+    base: Tensor,
+    scale: Tensor,
+    dpre: Tensor,
+    dpost: Tensor,
+    dH: Tensor,
+    spec: CoefficientSpec,
+    post_gain: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``(draw [T, P + 1], dbase [P], dscale [G])`` from the gradients of the three results.
 
@@ -158,7 +165,7 @@ def coefficients_backward(
     order.
 
     Args:
-        raw, base, scale, spec: as for ``fused_coefficients``.
+        raw, base, scale, spec, post_gain: as for ``fused_coefficients``.
         dpre, dpost: ``[T, n]``.
         dH: ``[T, n, n]``.
     """
@@ -166,7 +173,8 @@ def coefficients_backward(
     T, P = raw.shape[0], spec.coordinates
     raw = raw.contiguous()
     draw, dbase, dscale = torch.empty_like(raw), base.new_empty(P), scale.new_empty(len(spec.sizes))
-    pair, BT = pair_named(spec.pair_key), tokens_per_program(spec)
+    pair, pre_gate, post_gate = map(pair_named, (spec.pair_key, spec.pre_key, spec.post_key))
+    BT = tokens_per_program(spec)
     tiles = max(1, triton.cdiv(T, BT * _MOST_PROGRAMS))
     programs = triton.cdiv(T, BT * tiles)
     partial = raw.new_empty(programs, 2, P)
@@ -177,10 +185,12 @@ def coefficients_backward(
             "raw_ptr": raw, "base_ptr": base.contiguous(), "scale_ptr": scale.contiguous(),
             "dpre_ptr": dpre.contiguous(), "dpost_ptr": dpost.contiguous(), "dH_ptr": dH.contiguous(),
             "draw_ptr": draw, "partial_ptr": partial, "T": T, "width": spec.width, "tiles": tiles,
+            "post_gain": float(post_gain),
         },
         {
-            "PRE": device_gate(spec.pre_gate).backward, "POST": device_gate(spec.post_gate).backward,
-            "CONSTRAIN": pair.backward, "OPTIONS": pair.options, **_layout(spec), "BT": BT,
+            "PRE": pre_gate.backward, "PRE_OPTIONS": pre_gate.options, "POST": post_gate.backward,
+            "POST_OPTIONS": post_gate.options, "CONSTRAIN": pair.backward, "OPTIONS": pair.options, **_layout(spec),
+            "BT": BT,
         },
         num_warps=_warps(spec),
     ).run()  # fmt: skip
@@ -229,6 +239,7 @@ def _layout(spec: CoefficientSpec) -> dict[str, Any]:
         "PADDED": _padded(_part_sizes(spec)),
         "STARTS": tuple(sum(residual[:k]) for k in range(len(residual))),
         "NORM_EPS": spec.norm_eps,
+        "OUTSIDE": spec.norm_eps_outside,
         "TRANSPOSED": spec.transposed,
     }
 
@@ -250,25 +261,23 @@ def _check(raw: Tensor, base: Tensor, scale: Tensor, spec: CoefficientSpec) -> N
                 f"the coefficient kernel takes raw, base and scale of one dtype and device; raw is {raw.dtype} on "
                 f"{raw.device}, {name} is {tensor.dtype} on {tensor.device}; convert it with .to(raw)"
             )
-    for part, gate_name, size in (("pre", spec.pre_gate, spec.sizes[0]), ("post", spec.post_gate, spec.sizes[1])):
-        expected = device_gate(gate_name).num_coordinates(spec.n)
-        if size != expected:
-            raise ValueError(
-                f"the {gate_name} gate takes {expected} logits for n={spec.n} streams; sizes gives {part} {size}"
-            )
 
 
-def _forward_op(raw: Tensor, base: Tensor, scale: Tensor, *spec: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return coefficients_forward(raw, base, scale, CoefficientSpec.from_arguments(*spec))
+def _forward_op(
+    raw: Tensor, base: Tensor, scale: Tensor, post_gain: float, *spec: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    return coefficients_forward(raw, base, scale, CoefficientSpec.from_arguments(*spec), post_gain)
 
 
 def _backward_op(
-    raw: Tensor, base: Tensor, scale: Tensor, dpre: Tensor, dpost: Tensor, dH: Tensor, *spec: Any
+    raw: Tensor, base: Tensor, scale: Tensor, dpre: Tensor, dpost: Tensor, dH: Tensor, post_gain: float, *spec: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return coefficients_backward(raw, base, scale, dpre, dpost, dH, CoefficientSpec.from_arguments(*spec))
+    return coefficients_backward(raw, base, scale, dpre, dpost, dH, CoefficientSpec.from_arguments(*spec), post_gain)
 
 
-def _forward_fake(raw: Tensor, base: Tensor, scale: Tensor, pair_key: str, n: int, *rest: Any) -> tuple[Tensor, ...]:
+def _forward_fake(
+    raw: Tensor, base: Tensor, scale: Tensor, post_gain: float, pair_key: str, n: int, *rest: Any
+) -> tuple[Tensor, ...]:
     T = raw.shape[0]
     return raw.new_empty(T, n), raw.new_empty(T, n), raw.new_empty(T, n, n)
 
@@ -277,18 +286,18 @@ def _backward_fake(raw: Tensor, base: Tensor, scale: Tensor, *rest: Any) -> tupl
     return raw.new_empty(raw.shape), base.new_empty(base.shape), scale.new_empty(scale.shape)
 
 
-_SPEC = (
-    "str pair_key, int n, int[] sizes, str pre_gate, str post_gate, float pre_eps, float norm_eps, int width, "
-    "bool transposed"
+_REST = (
+    "float post_gain, str pair_key, int n, int[] sizes, str pre_key, str post_key, float pre_eps, float post_eps, "
+    "float norm_eps, bool norm_eps_outside, int width, bool transposed"
 )
 _forward = register(
-    f"coefficients_forward(Tensor raw, Tensor base, Tensor scale, {_SPEC}) -> (Tensor, Tensor, Tensor)",
+    f"coefficients_forward(Tensor raw, Tensor base, Tensor scale, {_REST}) -> (Tensor, Tensor, Tensor)",
     _forward_op,
     _forward_fake,
 )
 _backward = register(
     "coefficients_backward(Tensor raw, Tensor base, Tensor scale, Tensor dpre, Tensor dpost, Tensor dH, "
-    f"{_SPEC}) -> (Tensor, Tensor, Tensor)",
+    f"{_REST}) -> (Tensor, Tensor, Tensor)",
     _backward_op,
     _backward_fake,
 )

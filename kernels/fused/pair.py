@@ -1,4 +1,4 @@
-"""What a constraint brings to the fused coefficient step: two device functions."""
+"""What a constraint or a gate brings to the fused coefficient step: two device functions."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class DevicePair:
-    """The map of a manifold and its backward, on a tile of tokens held in registers.
+    """The map of a manifold or a gate and its backward, on a tile of tokens held in registers.
 
     Attributes:
-        forward: ``@triton.jit`` function ``(theta, n, N, OPTIONS) -> H``.
+        forward: ``@triton.jit`` function ``(theta, n, N, OPTIONS) -> H``; a gate's returns weights.
         backward: ``@triton.jit`` function ``(theta, dH, n, N, OPTIONS) -> dtheta``.
         options: finite numbers, booleans, strings or tuples of those, which both functions get as the ``constexpr``
             tuple OPTIONS; a new value is a new compilation.
@@ -23,10 +23,10 @@ class DevicePair:
     Raises:
         TypeError, ValueError: no kernel function, or an option that a kernel's name could not carry.
 
-    Shapes: theta and dtheta ``[BT, PP]``, H and dH ``[BT, N, N]``, where BT is the number of tokens of the tile, N the
-    next power of two of n, and PP the next power of two of the number of coordinates. Everything beyond n and beyond
-    the coordinates is padding: it is zero in theta and dH, and whatever it is in H and dtheta is ignored. Tiles are
-    float32; in the interpreter also float64, so take the dtype from theta.
+    Shapes: theta and dtheta ``[BT, PP]``, H and dH ``[BT, N, N]``, weights ``[BT, N]``, where BT is the number of
+    tokens of the tile, N the next power of two of n, and PP the next power of two of the number of coordinates.
+    Everything beyond n and beyond the coordinates is padding: it is zero in theta and dH, and whatever it is in H and
+    dtheta is ignored. Tiles are float32; in the interpreter also float64, so take the dtype from theta.
     """
 
     forward: Any

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hyperconn.kernels.passes.normalisation import inverse_rms
+
 
 def mean_square_projection(x: Tensor, fn: Tensor, eps: float) -> Tensor:
     """``(vec x · fnᵀ) / r`` with ``r = sqrt(mean(vec x²) + eps)``.
@@ -23,8 +25,8 @@ def mean_square_projection(x: Tensor, fn: Tensor, eps: float) -> Tensor:
     Source: mHC, arXiv 2512.24880, Eq. 14–16.
     """
     flat = x.flatten(-2)
-    mean_square = torch.linalg.vecdot(flat, flat).unsqueeze(-1) / flat.shape[-1]
-    return torch.nn.functional.linear(flat, fn) * torch.rsqrt(mean_square + eps)
+    square_sum = torch.linalg.vecdot(flat, flat).unsqueeze(-1)
+    return torch.nn.functional.linear(flat, fn) * inverse_rms(square_sum, flat.shape[-1], eps)
 
 
 def read_streams(x: Tensor, pre: Tensor) -> Tensor:

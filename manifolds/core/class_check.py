@@ -5,28 +5,27 @@ from __future__ import annotations
 import inspect
 import typing
 
-from hyperconn.manifolds.core.manifold import Manifold
-
 # Raised when a class written for the version before would no longer work.
 API_VERSION = 1
 
 
-def require_contract(cls: object, what: str) -> None:
-    """Refuse what is no complete manifold class of this API version; ``what`` begins the message.
+def require_contract(cls: object, base: type, what: str) -> None:
+    """Refuse what is no complete class of a part of this API version; ``what`` begins the message.
 
     Raises:
-        TypeError: no subclass of Manifold, an abstract one, or one whose annotated fields are no options.
+        TypeError: no subclass of the base, an abstract one, or one whose annotated fields are no options.
         ValueError: a class written for another version of the contract.
     """
-    if not (isinstance(cls, type) and issubclass(cls, Manifold)):
-        raise TypeError(f"{what} takes a subclass of hyperconn.manifolds.Manifold, got {cls!r}")
+    if not (isinstance(cls, type) and issubclass(cls, base)):
+        raise TypeError(f"{what} takes a subclass of {base.__name__}, got {cls!r}")
     # First: what else such a class has or lacks is the business of the version that it was written for.
     _require_version(cls, what)
-    missing = sorted(cls.__abstractmethods__)
+    missing = sorted({*cls.__abstractmethods__, *getattr(cls, "_missing", tuple)()})  # type: ignore[attr-defined]
     if missing:
         raise TypeError(f"{what}: {cls.__qualname__} is incomplete, it has to define: {', '.join(missing)}")
     for ancestor in cls.__mro__:
-        lost = [] if "__dataclass_params__" in vars(ancestor) else _annotated_fields(ancestor)
+        annotated = issubclass(ancestor, base) and "__dataclass_params__" not in vars(ancestor)
+        lost = _annotated_fields(ancestor) if annotated else []
         if lost:
             raise TypeError(
                 f"{what}: {ancestor.__qualname__} annotates {', '.join(lost)}, which are no options of a class that is "
@@ -35,22 +34,20 @@ def require_contract(cls: object, what: str) -> None:
             )
 
 
-def _require_version(cls: type[Manifold], what: str) -> None:
-    version: object = cls.api_version
+def _require_version(cls: type, what: str) -> None:
+    version: object = cls.api_version  # type: ignore[attr-defined]
     if type(version) is not int:
         raise TypeError(f"{what}: api_version of {cls.__qualname__} must be an int, got {version!r}")
     if version != API_VERSION:
         behind = "this library" if version > API_VERSION else "the package that provides the class"
         raise ValueError(
-            f"{what}: {cls.__qualname__} was written for version {version} of the manifold API, this library speaks "
+            f"{what}: {cls.__qualname__} was written for version {version} of the API of parts, this library speaks "
             f"version {API_VERSION}: upgrade {behind}"
         )
 
 
 def _annotated_fields(cls: type) -> list[str]:
-    """What ``@dataclass`` would make fields of; only the classes of a manifold's own line count."""
-    if not issubclass(cls, Manifold):
-        return []
+    """What ``@dataclass`` would make fields of."""
     return [name for name, annotation in inspect.get_annotations(cls).items() if not _is_classvar(annotation)]
 
 

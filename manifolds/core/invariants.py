@@ -115,6 +115,9 @@ is_identity = Invariant(
 )  # fmt: skip
 
 
+DOUBLY_STOCHASTIC = (row_sums, column_sums, nonnegative)
+
+
 @cache  # one object a value, so that invariants compare equal
 def trace(value: int) -> Invariant:
     """The condition ``tr H = value`` (for an idempotent matrix: its rank)."""

@@ -5,41 +5,40 @@ from __future__ import annotations
 import sys
 
 from hyperconn.manifolds.core.errors import shown
-from hyperconn.manifolds.core.manifold import Manifold
 
 
-def require_choice(manifold: Manifold, option: str, choices: tuple[str, ...]) -> None:
+def require_choice(part: object, option: str, choices: tuple[str, ...]) -> None:
     """Refuse an option that is not one of the ``choices``."""
-    value = getattr(manifold, option)
+    value = getattr(part, option)
     if not isinstance(value, str) or value not in choices:
         raise ValueError(
-            f"{type(manifold).__name__}: {option} must be one of {', '.join(map(repr, choices))}, got {shown(value)}"
+            f"{type(part).__name__}: {option} must be one of {', '.join(map(repr, choices))}, got {shown(value)}"
         )
 
 
-def require_int(manifold: Manifold, option: str, minimum: int, maximum: int | None = None) -> None:
+def require_int(part: object, option: str, minimum: int, maximum: int | None = None) -> None:
     """Refuse an option that is not an int of the given range."""
-    value = getattr(manifold, option)
+    value = getattr(part, option)
     upper = "" if maximum is None else f" and at most {maximum}"
     if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{type(manifold).__name__}: {option} must be an int, got {shown(value)}")
+        raise TypeError(f"{type(part).__name__}: {option} must be an int, got {shown(value)}")
     if value < minimum or (maximum is not None and value > maximum):
-        raise ValueError(f"{type(manifold).__name__}: {option} must be at least {minimum}{upper}, got {shown(value)}")
+        raise ValueError(f"{type(part).__name__}: {option} must be at least {minimum}{upper}, got {shown(value)}")
 
 
-def require_number(manifold: Manifold, option: str, minimum: float = 0.0, *, positive: bool = False) -> None:
+def require_number(part: object, option: str, minimum: float = 0.0, *, positive: bool = False) -> None:
     """Refuse an option that is not a finite number of at least ``minimum``, or above 0 if ``positive``."""
-    value = getattr(manifold, option)
+    value = getattr(part, option)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         hint = "; YAML reads 1e-6 as text, write 1.0e-6" if isinstance(value, str) else ""
-        raise TypeError(f"{type(manifold).__name__}: {option} must be a number, got {shown(value)}{hint}")
+        raise TypeError(f"{type(part).__name__}: {option} must be a number, got {shown(value)}{hint}")
     if not minimum <= value <= sys.float_info.max or (positive and value == 0):
         wanted = "positive" if positive else f"at least {minimum:g}"
-        raise ValueError(f"{type(manifold).__name__}: {option} must be finite and {wanted}, got {shown(value)}")
+        raise ValueError(f"{type(part).__name__}: {option} must be finite and {wanted}, got {shown(value)}")
 
 
-def require_bool(manifold: Manifold, option: str) -> None:
+def require_bool(part: object, option: str) -> None:
     """Refuse an option that is not true or false."""
-    value = getattr(manifold, option)
+    value = getattr(part, option)
     if not isinstance(value, bool):
-        raise TypeError(f"{type(manifold).__name__}: {option} must be true or false, got {shown(value)}")
+        raise TypeError(f"{type(part).__name__}: {option} must be true or false, got {shown(value)}")

@@ -1,11 +1,50 @@
-"""Sign choices that bring an orthogonal matrix into the reach of a bounded Cayley transform."""
+"""Rotations by the Cayley transform: the map, its naive account, its coordinates, and what brings others into reach."""
 
 from __future__ import annotations
+
+import itertools
 
 import torch
 from torch import Tensor
 
-from hyperconn.kernels import cayley_inverse
+from hyperconn.kernels import cayley_inverse, polish_orthogonal, saturate
+
+# Largest skew entry that is solved as it is. The solve loses about ‖A‖·eps; up to these sizes that is little enough
+# for the polish to give it back.
+LARGEST_SKEW = {torch.float32: 8e4, torch.float64: 1e10}
+
+
+def cayley(A: Tensor) -> Tensor:
+    """``(I + A)⁻¹(I − A)`` for skew ``A [..., n, n]``, orthogonal to rounding however large A is.
+
+    Where the largest entry of A exceeds 8e4 in float32 (1e10 in float64) all of A is scaled down to it: still a
+    rotation, but small entries beside such a large one lose their say. Three Newton–Schulz steps polish the solve.
+    """
+    A = saturate(A, LARGEST_SKEW[A.dtype])
+    eye = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
+    # The symmetric part of I + A is the identity, so no pivot of the elimination is small.
+    return polish_orthogonal(torch.linalg.solve_ex(eye + A, eye - A)[0])
+
+
+def cayley_reference(A: Tensor) -> Tensor:
+    """``(I + A)⁻¹(I − A)`` as it is written."""
+    eye = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
+    return torch.linalg.inv(eye + A) @ (eye - A)
+
+
+def skew_reference(upper: Tensor, n: int) -> Tensor:
+    """The skew matrix with this strict upper triangle, row by row, entry by entry."""
+    A = upper.new_zeros(*upper.shape[:-1], n, n)
+    for k, (i, j) in enumerate(itertools.combinations(range(n), 2)):
+        A[..., i, j], A[..., j, i] = upper[..., k], -upper[..., k]
+    return A
+
+
+def skew_coordinates(A: Tensor) -> Tensor:
+    """The strict upper triangle of ``A [..., n, n]``, row by row: ``[..., n(n-1)/2]``."""
+    n = A.shape[-1]
+    rows, columns = torch.triu_indices(n, n, offset=1, device=A.device)
+    return A[..., rows, columns]
 
 
 def cayley_signature(U: Tensor) -> tuple[Tensor, Tensor]:

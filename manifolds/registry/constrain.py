@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from hyperconn.manifolds.core.manifold import Manifold, working_dtype
-from hyperconn.manifolds.registry.provenance import note_plugins, plugin_errors
-from hyperconn.manifolds.registry.registry import make
+from hyperconn.manifolds.core.manifold import Manifold
+from hyperconn.manifolds.core.map import working_dtype
+from hyperconn.manifolds.registry import make
+from hyperconn.manifolds.registry.checkpoint_note import CheckpointNote
 
 
-class OnManifold(nn.Module):
+class OnManifold(CheckpointNote):
     """Parametrization of an ``[..., n, n]`` parameter by the coordinates of a manifold.
 
     Assigning a member to the parameter sets its coordinates; anything else is refused with ValueError. It is an
     ordinary module: it pickles, deep-copies, follows ``.to()``, and computes at the precision of its coordinates
     even under autocast.
     """
+
+    kind = "constrained parameter"
+    # While it is registered torch asks for the coordinates of the present weight, which is no member yet.
+    _start: Tensor | None = None
 
     def __init__(self, manifold: Manifold) -> None:
         super().__init__()
@@ -30,6 +34,8 @@ class OnManifold(nn.Module):
         return self.manifold(theta)
 
     def right_inverse(self, H: Tensor) -> Tensor:
+        if self._start is not None:
+            return self._start
         worst = float(self.manifold.violation(H).amax()) if H.numel() else 0.0
         limit = torch.finfo(H.dtype).eps ** 0.5
         if not worst <= limit:
@@ -46,37 +52,11 @@ class OnManifold(nn.Module):
             )
         return theta
 
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if hasattr(destination, "_metadata"):  # beside torch's own version number, as the layer does
-            destination._metadata[prefix[:-1]]["hyperconn"] = self._note()
-        note_plugins(self.manifold, destination, prefix)
+    def note(self) -> dict[str, Any]:
+        return {"manifold": self.manifold.name, "options": self.manifold.chosen_options()}
 
-    def _load_from_state_dict(
-        self,
-        state_dict: Any,
-        prefix: str,
-        local_metadata: Any,
-        strict: bool,
-        missing_keys: Any,
-        unexpected_keys: Any,
-        error_msgs: Any,
-    ) -> None:
-        saved = local_metadata.get("hyperconn")
-        if saved is not None and saved != self._note():
-            error_msgs.append(
-                f"{prefix.rstrip('.')}: the checkpoint holds coordinates of {saved}, this parameter is constrained to "
-                f"{self._note()}; constrain it as the checkpoint's was"
-            )
-        error_msgs += plugin_errors(local_metadata)
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
-
-    def _note(self) -> str:
-        fields = dataclasses.fields(self.manifold)
-        chosen = {f.name: getattr(self.manifold, f.name) for f in fields if getattr(self.manifold, f.name) != f.default}
-        return f"{self.manifold.name}({', '.join(f'{name}={value!r}' for name, value in chosen.items())})"
+    def noted_parts(self) -> tuple[object, ...]:
+        return (self.manifold,)
 
     def extra_repr(self) -> str:
         return repr(self.manifold)
@@ -138,25 +118,8 @@ def constrain(module: nn.Module, name: str, manifold: str | Manifold, **options:
         )
 
     start = manifold.initial(4.0, dtype=working_dtype(parameter.dtype), device=parameter.device)
-    start = start.to(parameter.dtype).expand(*parameter.shape[:-2], -1)
     onto = OnManifold(manifold)
-    # The registration asks the right inverse for coordinates of the present weight, which is no member yet.
-    parametrization = _Start(onto, start)
-    parametrize.register_parametrization(module, name, parametrization)
-    registered = cast(nn.ModuleDict, module.parametrizations)[name]
-    cast(parametrize.ParametrizationList, registered)[0] = onto
+    onto._start = start.to(parameter.dtype).expand(*parameter.shape[:-2], -1).contiguous()
+    parametrize.register_parametrization(module, name, onto)
+    onto._start = None
     return module
-
-
-class _Start(nn.Module):
-    """Stands in for the parametrization while it is registered, so that coordinates start where we say."""
-
-    def __init__(self, onto: OnManifold, start: Tensor) -> None:
-        super().__init__()
-        self.onto, self.start = onto, start
-
-    def forward(self, theta: Tensor) -> Tensor:
-        return self.onto(theta)
-
-    def right_inverse(self, H: Tensor) -> Tensor:
-        return self.start.contiguous()

@@ -84,7 +84,10 @@ def first_derivative(subject: Map, case: Case) -> Iterator[Measured]:
         yield at_least("largest reference derivative", reference.abs().amax(), 1e-4)
     if subject.n > 1 and (isinstance(subject, (Manifold, Gate)) or not constant):
         used = gradient.abs().reshape(-1, subject.num_coordinates).amax(0)
-        yield at_least("gradient of the coordinate that H depends on least", used.amin(), 1e-9)
+        idle = set(subject.idle_coordinates) if isinstance(subject, Manifold) else set()
+        counted = [k for k in range(subject.num_coordinates) if k not in idle]
+        yield at_least("gradient of the coordinate that H depends on least", used[counted].amin(), 1e-9)
+        yield at_most("gradient of coordinates that are said to be idle", used[sorted(idle)].sum(), 0.0)
     yield at_most("error of the derivative beyond the gap at a kink", excess.amax(), _RELATIVE)
 
 

@@ -1,41 +1,20 @@
 """Device functions of the gates: logits to read and write weights, and back.
 
-Like a constraint a gate is a pair of device functions on a tile of tokens: ``forward(logits, n, N) -> weights`` and
-``backward(logits, dweights, n, N) -> dlogits``. Weights are ``[BT, N]``, with N the next power of two of n; logits are
-``[BT, N]``, or ``[BT, PP]`` with PP the next power of two of n² where a gate takes n×n of them, row by row. Padding is
+Like a constraint a gate is a pair of device functions on a tile of tokens, ``forward(logits, n, N, OPTIONS) ->
+weights`` and ``backward(logits, dweights, n, N, OPTIONS) -> dlogits``. Weights are ``[BT, N]``, with N the next power
+of two of n; logits are ``[BT, PP]``, with PP the next power of two of their number: n, or n×n row by row. Padding is
 zero in what comes in and meaningless in what goes out.
 
-The formulas, and the gates' start values, are those of ``hyperconn.gates``.
+The formulas are those of ``hyperconn.gates``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 import triton
 import triton.language as tl
 
+from hyperconn.kernels.fused.pair import DevicePair
 from hyperconn.kernels.fused.tiles import flat_from_square, square_from_flat
-
-
-@dataclass(frozen=True)
-class DeviceGate:
-    """A gate on a tile of tokens.
-
-    Attributes:
-        forward: ``@triton.jit`` function ``(logits, n, N) -> weights``.
-        backward: ``@triton.jit`` function ``(logits, dweights, n, N) -> dlogits``.
-        matrix: takes n×n logits instead of n.
-    """
-
-    forward: Any
-    backward: Any
-    matrix: bool = False
-
-    def num_coordinates(self, n: int) -> int:
-        """Number of logits for n streams."""
-        return n * n if self.matrix else n
 
 
 @triton.jit
@@ -72,60 +51,60 @@ def softmax_last_backward(S, dS):
 
 
 @triton.jit
-def _sigmoid_forward(logits, n: tl.constexpr, N: tl.constexpr):
+def _sigmoid_forward(logits, n: tl.constexpr, N: tl.constexpr, OPTIONS: tl.constexpr):
     return sigmoid(logits)
 
 
 @triton.jit
-def _sigmoid_backward(logits, dweights, n: tl.constexpr, N: tl.constexpr):
+def _sigmoid_backward(logits, dweights, n: tl.constexpr, N: tl.constexpr, OPTIONS: tl.constexpr):
     return dweights * sigmoid_derivative(logits)
 
 
 @triton.jit
-def _double_sigmoid_forward(logits, n: tl.constexpr, N: tl.constexpr):
+def _double_sigmoid_forward(logits, n: tl.constexpr, N: tl.constexpr, OPTIONS: tl.constexpr):
     return 2.0 * sigmoid(logits)
 
 
 @triton.jit
-def _double_sigmoid_backward(logits, dweights, n: tl.constexpr, N: tl.constexpr):
+def _double_sigmoid_backward(logits, dweights, n: tl.constexpr, N: tl.constexpr, OPTIONS: tl.constexpr):
     return 2.0 * dweights * sigmoid_derivative(logits)
 
 
 @triton.jit
-def _softmax_forward(logits, n: tl.constexpr, N: tl.constexpr):
+def _softmax_forward(logits, n: tl.constexpr, N: tl.constexpr, OPTIONS: tl.constexpr):
     return softmax_last(logits, n)
 
 
 @triton.jit
-def _softmax_backward(logits, dweights, n: tl.constexpr, N: tl.constexpr):
+def _softmax_backward(logits, dweights, n: tl.constexpr, N: tl.constexpr, OPTIONS: tl.constexpr):
     return softmax_last_backward(softmax_last(logits, n), dweights)
 
 
 @triton.jit
-def _linear_forward(logits, n: tl.constexpr, N: tl.constexpr):
+def _linear_forward(logits, n: tl.constexpr, N: tl.constexpr, OPTIONS: tl.constexpr):
     return logits
 
 
 @triton.jit
-def _linear_backward(logits, dweights, n: tl.constexpr, N: tl.constexpr):
+def _linear_backward(logits, dweights, n: tl.constexpr, N: tl.constexpr, OPTIONS: tl.constexpr):
     return dweights
 
 
 @triton.jit
-def _row_softmax_forward(logits, n: tl.constexpr, N: tl.constexpr):
+def _row_softmax_forward(logits, n: tl.constexpr, N: tl.constexpr, OPTIONS: tl.constexpr):
     S = softmax_last(square_from_flat(logits, n, N), n)
     row = tl.arange(0, N)
     return tl.sum(tl.where(row[None, :, None] < n, S, 0.0), 1) / n
 
 
 @triton.jit
-def _row_softmax_backward(logits, dweights, n: tl.constexpr, N: tl.constexpr):
+def _row_softmax_backward(logits, dweights, n: tl.constexpr, N: tl.constexpr, OPTIONS: tl.constexpr):
     S = softmax_last(square_from_flat(logits, n, N), n)
     return flat_from_square(softmax_last_backward(S, (dweights / n)[:, None, :]), n, N, logits.shape[1])
 
 
 @triton.jit
-def _column_softmax_forward(logits, n: tl.constexpr, N: tl.constexpr):
+def _column_softmax_forward(logits, n: tl.constexpr, N: tl.constexpr, OPTIONS: tl.constexpr):
     # Columns become rows; padding columns then are rows, to be left out of the sum.
     S = softmax_last(tl.permute(square_from_flat(logits, n, N), (0, 2, 1)), n)
     column = tl.arange(0, N)
@@ -133,31 +112,15 @@ def _column_softmax_forward(logits, n: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
-def _column_softmax_backward(logits, dweights, n: tl.constexpr, N: tl.constexpr):
+def _column_softmax_backward(logits, dweights, n: tl.constexpr, N: tl.constexpr, OPTIONS: tl.constexpr):
     S = softmax_last(tl.permute(square_from_flat(logits, n, N), (0, 2, 1)), n)
     transposed = softmax_last_backward(S, dweights[:, None, :])
     return flat_from_square(tl.permute(transposed, (0, 2, 1)), n, N, logits.shape[1])
 
 
-DEVICE_GATES: dict[str, DeviceGate] = {
-    "sigmoid": DeviceGate(_sigmoid_forward, _sigmoid_backward),
-    "double_sigmoid": DeviceGate(_double_sigmoid_forward, _double_sigmoid_backward),
-    "softmax": DeviceGate(_softmax_forward, _softmax_backward),
-    "linear": DeviceGate(_linear_forward, _linear_backward),
-    "row_softmax": DeviceGate(_row_softmax_forward, _row_softmax_backward, matrix=True),
-    "column_softmax": DeviceGate(_column_softmax_forward, _column_softmax_backward, matrix=True),
-}
-
-
-def device_gate(name: str) -> DeviceGate:
-    """The device functions of the gate of that name.
-
-    Raises:
-        KeyError: no kernel computes this gate; the torch backend computes all of ``hyperconn.gates``.
-    """
-    try:
-        return DEVICE_GATES[name]
-    except KeyError:
-        raise KeyError(
-            f"no device functions for the gate {name!r}, only for {', '.join(DEVICE_GATES)}; use backend='torch'"
-        ) from None
+SIGMOID = DevicePair(_sigmoid_forward, _sigmoid_backward)
+DOUBLE_SIGMOID = DevicePair(_double_sigmoid_forward, _double_sigmoid_backward)
+SOFTMAX = DevicePair(_softmax_forward, _softmax_backward)
+LINEAR = DevicePair(_linear_forward, _linear_backward)
+ROW_SOFTMAX = DevicePair(_row_softmax_forward, _row_softmax_backward)
+COLUMN_SOFTMAX = DevicePair(_column_softmax_forward, _column_softmax_backward)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hyperconn.manifolds import Invariant, Manifold, invariants
-from hyperconn.manifolds.core.manifold import MAX_FUSED_STREAMS
+from hyperconn.manifolds.core.map import MAX_FUSED_STREAMS
 
 _FAR = 64.0  # exp(-64) vanishes beside 1 in float64
 
@@ -81,19 +81,11 @@ class Circulant(Manifold):
         powers = torch.stack([torch.linalg.matrix_power(shift, k) for k in range(self.n)])
         return (weights[..., None, None] * powers).sum(-3)
 
-    def identity(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Tensor:
-        return self.initial(_FAR, dtype=dtype, device=device)
+    def identity_coordinates(self) -> list[float]:
+        return self.initial_coordinates(_FAR)
 
-    def initial(
-        self,
-        sharpness: float = 8.0,
-        *,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
-        theta = torch.full((self.n,), -float(sharpness), dtype=dtype, device=device)
-        theta[0] = 0.0
-        return theta
+    def initial_coordinates(self, sharpness: float) -> list[float]:
+        return [0.0] + [-sharpness] * (self.n - 1)
 
     def coordinates(self, H: Tensor) -> Tensor:
         """Logarithms of the first row, which holds every coefficient once."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hyperconn.manifolds import Invariant, Manifold, Stiefel, invariants
-from hyperconn.manifolds.core.manifold import MAX_STREAMS
+from hyperconn.manifolds.core.map import MAX_STREAMS
 from hyperconn.manifolds.core.options import require_int
 
 
@@ -87,20 +87,14 @@ class Orthostochastic(Manifold):
         norms = [torch.stack([torch.linalg.matrix_norm(block) for block in row], -1) for row in rows]
         return torch.stack(norms, -2) ** 2 / s
 
-    def identity(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Tensor:
-        return torch.zeros(self.num_coordinates, dtype=dtype, device=device)
+    def identity_coordinates(self) -> list[float]:
+        return [0.0] * self.num_coordinates
 
-    def initial(
-        self,
-        sharpness: float = 8.0,
-        *,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
+    def initial_coordinates(self, sharpness: float) -> list[float]:
         """Equal small angles, with which an entry off the diagonal is about ``exp(-sharpness)``."""
         # To first order Q = I − 2A, so each of the s² numbers of a block is 2θ, and H_ij = 4 s θ².
         angle = math.exp(-sharpness / 2) / (2 * math.sqrt(self.s))
-        return torch.full((self.num_coordinates,), angle, dtype=dtype, device=device)
+        return [angle] * self.num_coordinates
 
     @classmethod
     def examples(cls) -> tuple[Orthostochastic, ...]:

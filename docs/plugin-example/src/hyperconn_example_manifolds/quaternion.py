@@ -84,8 +84,8 @@ class Quaternion(Manifold):
         units = torch.eye(4, dtype=theta.dtype, device=theta.device)
         return torch.stack([product(product(p, e.expand_as(p)), q) for e in units], -1)
 
-    def identity(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Tensor:
-        return torch.zeros(6, dtype=dtype, device=device)
+    def identity_coordinates(self) -> list[float]:
+        return [0.0] * 6
 
     def coordinates(self, H: Tensor) -> Tensor:
         """The two quaternions of a rotation, by the decomposition of van Elfrinkhof.

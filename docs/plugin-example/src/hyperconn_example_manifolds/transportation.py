@@ -100,21 +100,13 @@ class Transportation(Manifold):
         H[..., inner, :] = columns
         return H
 
-    def identity(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Tensor:
-        return self.initial(_FAR, dtype=dtype, device=device)
+    def identity_coordinates(self) -> Tensor:
+        return self.initial_coordinates(_FAR)
 
-    def initial(
-        self,
-        sharpness: float = 8.0,
-        *,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
+    def initial_coordinates(self, sharpness: float) -> Tensor:
         """Coordinates of the matrix whose entries off the diagonal are ``exp(-sharpness)`` times those on it."""
         logits = -float(sharpness) * (1 - torch.eye(self.n, dtype=torch.float64, device="cpu"))
-        theta = self.coordinates(logits.softmax(-1))
-        # On the CPU until here, because there are numbers to look at, which the meta device has none of.
-        return theta.to(dtype=dtype or torch.get_default_dtype(), device=device or torch.get_default_device())
+        return self.coordinates(logits.softmax(-1))
 
     def coordinates(self, H: Tensor) -> Tensor:
         """The masses of the four blocks that entry (i, j) splits the rest of the matrix into say where it lies."""

@@ -1,4 +1,4 @@
-"""One sublayer of each published system, written from its formulas, for one token at a time.
+"""One sublayer of each published system, written from its formulas, for one token at a time: the naive account.
 
 Nothing of the library is imported: this file is the second, independent account of what a preset must compute. It is
 slow and plain on purpose. Every function takes a token ``x [n, C]`` (``[m, C/m]`` for fractions), the parameters of
@@ -44,11 +44,23 @@ def write(x: Tensor, pre: Tensor, post: Tensor, H: Tensor, branch: Branch) -> Su
 
 
 def flat_logits(
-    x: Tensor, fn: Tensor, base: Tensor, scale: Tensor, groups: tuple[int, ...], eps: float
+    x: Tensor,
+    fn: Tensor,
+    base: Tensor,
+    scale: Tensor,
+    groups: tuple[int, ...],
+    eps: float,
+    weight: Tensor | None = None,
+    outside: bool = False,
 ) -> list[Tensor]:
-    """``scale · (vec x · φ) / r + base``, cut into groups; the bias is not divided by ``r`` (arXiv 2512.24880)."""
+    """``scale · (w ∘ vec x · φ) / r + base``, cut into groups; the bias is not divided by ``r`` (arXiv 2512.24880).
+
+    ``r = √(mean(vec x²) + eps)``, or with eps ``outside`` of the root ``√mean(vec x²) + eps`` (Megatron).
+    """
     vec = x.reshape(-1)
-    r = torch.sqrt((vec**2).sum() / vec.numel() + eps)
+    mean_square = (vec**2).sum() / vec.numel()
+    r = torch.sqrt(mean_square) + eps if outside else torch.sqrt(mean_square + eps)
+    vec = vec if weight is None else vec * weight
     assert sum(groups) == base.numel() and len(groups) == scale.numel()
     logits, start = [], 0
     for group, size in enumerate(groups):
@@ -59,6 +71,7 @@ def flat_logits(
 
 
 def sigmoid(t: Tensor) -> Tensor:
+    """``1 / (1 + e⁻ᵗ)``."""
     return 1 / (1 + torch.exp(-t))
 
 
@@ -73,14 +86,17 @@ def mhc(x: Tensor, fn: Tensor, base: Tensor, scale: Tensor, branch: Branch, eps:
     return write(x, sigmoid(l_pre), 2 * sigmoid(l_post), M, branch)
 
 
-def mhc_lite(x: Tensor, fn: Tensor, base: Tensor, scale: Tensor, branch: Branch, eps: float) -> Sublayer:
+def mhc_lite(
+    x: Tensor, fn: Tensor, base: Tensor, scale: Tensor, branch: Branch, eps: float, weight: Tensor
+) -> Sublayer:
     """mHC-lite: a convex combination of all n! permutation matrices, in lexicographic order."""
     n = x.shape[0]
-    l_pre, l_post, l_res = flat_logits(x, fn, base, scale, (n, n, math.factorial(n)), eps)
+    l_pre, l_post, l_res = flat_logits(x, fn, base, scale, (n, n, math.factorial(n)), eps, weight)
     return write(x, sigmoid(l_pre), 2 * sigmoid(l_post), permutation_mixture(l_res, n), branch)
 
 
 def permutation_mixture(logits: Tensor, n: int) -> Tensor:
+    """``Σ softmax(logits)ₖ Pₖ`` over the permutation matrices in lexicographic order."""
     weights = torch.exp(logits - logits.max()) / torch.exp(logits - logits.max()).sum()
     H = torch.zeros(n, n, dtype=logits.dtype)
     for weight, order in zip(weights, itertools.permutations(range(n)), strict=True):
@@ -91,12 +107,12 @@ def permutation_mixture(logits: Tensor, n: int) -> Tensor:
     return H
 
 
-def kromhc(x: Tensor, fn: Tensor, base: Tensor, scale: Tensor, branch: Branch, eps: float) -> Sublayer:
+def kromhc(x: Tensor, fn: Tensor, base: Tensor, scale: Tensor, branch: Branch, eps: float, weight: Tensor) -> Sublayer:
     """KromHC: ``U₁ ⊗ … ⊗ U_K`` with one permutation mixture for each prime factor of n."""
     n = x.shape[0]
     primes = prime_factors(n)
     sizes = [math.factorial(p) for p in primes]
-    l_pre, l_post, l_res = flat_logits(x, fn, base, scale, (n, n, sum(sizes)), eps)
+    l_pre, l_post, l_res = flat_logits(x, fn, base, scale, (n, n, sum(sizes)), eps, weight)
     H = torch.ones(1, 1, dtype=x.dtype)
     start = 0
     for p, size in zip(primes, sizes, strict=True):
@@ -106,6 +122,7 @@ def kromhc(x: Tensor, fn: Tensor, base: Tensor, scale: Tensor, branch: Branch, e
 
 
 def prime_factors(n: int) -> list[int]:
+    """Primes of n, in ascending order."""
     factors, p = [], 2
     while n > 1:
         while n % p == 0:
@@ -120,17 +137,20 @@ def kronecker_product(A: Tensor, B: Tensor) -> Tensor:
     return torch.cat([torch.cat([A[i, j] * B for j in range(A.shape[1])], 1) for i in range(A.shape[0])], 0)
 
 
-def jpmhc(x: Tensor, fn: Tensor, base: Tensor, scale: Tensor, branch: Branch, eps: float) -> Sublayer:
-    """JPmHC, arXiv 2602.18308, with the exact Cayley transform; matrix gates, softmax by row and by column."""
+def jpmhc(x: Tensor, fn: Tensor, weight: Tensor, bias: Tensor, branch: Branch, eps: float) -> Sublayer:
+    """JPmHC, arXiv 2602.18308: LayerNorm, n² logits each, gates by row and by column, the exact Cayley map."""
     n = x.shape[0]
-    l_pre, l_post, l_res = flat_logits(x, fn, base, scale, (n * n, n * n, n * (n - 1) // 2), eps)
+    logits = fn @ layer_norm(x.reshape(-1), weight, bias, eps)
+    l_pre, l_post, l_res = logits.reshape(3, n * n)
     E = torch.exp(l_pre.reshape(n, n))
     H_pre = E / E.sum(1, keepdim=True)  # each row sums to one
     E = torch.exp(l_post.reshape(n, n))
     H_post = E / E.sum(0, keepdim=True)  # each column sums to one
     pre = H_pre.T @ torch.ones(n, dtype=x.dtype) / n
     post = H_post @ torch.ones(n, dtype=x.dtype)
-    result = write(x, pre, post, cayley(l_res, n), branch)
+    W = l_res.reshape(n, n)
+    upper = torch.stack([(W - W.T)[i, j] / 2 for i, j in itertools.combinations(range(n), 2)])
+    result = write(x, pre, post, cayley(upper, n), branch)
     # The paper's own wording of the same thing: average the mixed streams, and mix n copies of the output.
     y = branch((H_pre @ x).mean(0))
     copies = torch.stack([y] * n)
@@ -182,6 +202,14 @@ def ihc(x: Tensor, fn: Tensor, base: Tensor, scale: Tensor, branch: Branch, eps:
 
 def deepseek_v4(x: Tensor, fn: Tensor, base: Tensor, scale: Tensor, branch: Branch, eps: float) -> Sublayer:
     """DeepSeek-V4: row softmax + eps, one column step, then nineteen (row, column) pairs; applied transposed."""
+    pre, post, H = deepseek_v4_coefficients(x, fn, base, scale, eps)
+    return write(x, pre, post, H, branch)
+
+
+def deepseek_v4_coefficients(
+    x: Tensor, fn: Tensor, base: Tensor, scale: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``pre``, ``post`` and the matrix that multiplies x."""
     n = x.shape[0]
     hc_eps = 1e-6
     l_pre, l_post, l_res = flat_logits(x, fn, base, scale, (n, n, n * n), eps)
@@ -191,7 +219,29 @@ def deepseek_v4(x: Tensor, fn: Tensor, base: Tensor, scale: Tensor, branch: Bran
     for _ in range(19):
         comb = comb / (comb.sum(1, keepdim=True) + hc_eps)
         comb = comb / (comb.sum(0, keepdim=True) + hc_eps)
-    return write(x, sigmoid(l_pre) + hc_eps, 2 * sigmoid(l_post), comb.T, branch)
+    return sigmoid(l_pre) + hc_eps, 2 * sigmoid(l_post), comb.T
+
+
+def deepseek_v41(
+    x: Tensor, carried: Tensor, fn: Tensor, base: Tensor, scale: Tensor, branch: Branch, eps: float
+) -> Sublayer:
+    """DeepSeek-V4.1: what the sublayer before left is read with; ``pre`` of the result is for the next one.
+
+    ``u = Σᵢ carriedᵢ xᵢ``, ``x' = combᵀ x + post F(u)ᵀ``. The first sublayer is given 1 for stream 0, and the ``pre``
+    of the last one collapses the streams.
+    """
+    pre, post, H = deepseek_v4_coefficients(x, fn, base, scale, eps)
+    return write(x, carried, post, H, branch)._replace(pre=pre)
+
+
+def hy_v4(
+    x: Tensor, fn: Tensor, base: Tensor, scale: Tensor, branch: Branch, eps: float, magnitude: float, hc_eps: float
+) -> Sublayer:
+    """hy_v4 of Hugging Face transformers: no mixing, ``pre = σ + eps``, ``post = magnitude · σ + eps``."""
+    n = x.shape[0]
+    l_pre, l_post = flat_logits(x, fn, base, scale, (n, n), eps)
+    H = torch.eye(n, dtype=x.dtype)
+    return write(x, sigmoid(l_pre) + hc_eps, magnitude * sigmoid(l_post) + hc_eps, H, branch)
 
 
 def deepseek_v4_head(x: Tensor, fn: Tensor, base: Tensor, scale: Tensor, eps: float, hc_eps: float) -> Tensor:
@@ -205,9 +255,19 @@ def deepseek_v4_head(x: Tensor, fn: Tensor, base: Tensor, scale: Tensor, eps: fl
 # ---------------------------------------------------------------------------------------------- HC and its fractions
 
 
-def layer_norm(row: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+def layer_norm(row: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """``(row − mean) / √(variance + eps)``, times ``weight`` plus ``bias`` where there are any."""
     centred = row - row.mean()
-    return centred / torch.sqrt((centred**2).mean() + eps) * weight + bias
+    normed = centred / torch.sqrt((centred**2).mean() + eps)
+    normed = normed if weight is None else normed * weight
+    return normed if bias is None else normed + bias
+
+
+def rms_norm(row: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """``row / √(mean(row²) + eps)``, likewise."""
+    normed = row / torch.sqrt((row**2).mean() + eps)
+    normed = normed if weight is None else normed * weight
+    return normed if bias is None else normed + bias
 
 
 class HCParameters(NamedTuple):
@@ -225,18 +285,20 @@ class HCParameters(NamedTuple):
     A_r0: Tensor
     s_a: Tensor
     s_b: Tensor
-    norm_weight: Tensor
-    norm_bias: Tensor
+    norm_weight: Tensor | None = None
+    norm_bias: Tensor | None = None
+    norm: Callable[..., Tensor] = layer_norm
+    activation: Branch = torch.tanh
 
 
 def hc_matrices(x: Tensor, p: HCParameters, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """``A_m [n, ·]``, ``B [n]`` and ``A_r [n, n]``, row i of each predicted from stream i alone."""
     A_m, B, A_r = [], [], []
     for i in range(x.shape[0]):
-        h = layer_norm(x[i], p.norm_weight, p.norm_bias, eps)
-        A_m.append(p.s_a * torch.tanh(h @ p.W_m) + p.A_m0[i])
-        B.append((p.s_b * torch.tanh(h @ p.W_b) + p.B0[i])[0])
-        A_r.append(p.s_a * torch.tanh(h @ p.W_r) + p.A_r0[i])
+        h = p.norm(x[i], p.norm_weight, p.norm_bias, eps)
+        A_m.append(p.s_a * p.activation(h @ p.W_m) + p.A_m0[i])
+        B.append((p.s_b * p.activation(h @ p.W_b) + p.B0[i])[0])
+        A_r.append(p.s_a * p.activation(h @ p.W_r) + p.A_r0[i])
     return torch.stack(A_m), torch.stack(B), torch.stack(A_r)
 
 
@@ -258,6 +320,7 @@ def fc_dynamic(x: Tensor, p: HCParameters, branch: Branch, eps: float) -> Sublay
 
 
 def fc_write(x: Tensor, Y: Tensor, B: Tensor, A: Tensor, branch: Branch) -> Sublayer:
+    """The fractions are read with a matrix, and each is written its own part of the output."""
     m, width = x.shape
     fractions = []
     for j in range(m):

@@ -1,0 +1,338 @@
+"""Predictors: where the logits of a hyper-connection come from.
+
+A predictor has parameters, but owns none: it says their names and shapes, the layer registers them under these names,
+and every formula here gets them as an argument.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from hyperconn.kernels.passes.normalisation import inverse_rms
+from hyperconn.manifolds.core.options import require_bool, require_choice
+from hyperconn.manifolds.core.plain_data import chosen_options
+from hyperconn.manifolds.registry import Registry
+
+Parameters = Mapping[str, Tensor]
+Affine = Literal["none", "weight", "affine"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a predictor predicts, and from what.
+
+    Attributes:
+        n: number of streams.
+        channels: channels C of a stream.
+        sizes: number of logits of each group, in the order pre | post | residual groups of the manifold.
+        norm_eps: added to the mean square (or variance) of what predicts.
+        norm_eps_mode: ``"inside"`` of the root or ``"outside"``, added to the root itself.
+    """
+
+    n: int
+    channels: int
+    sizes: tuple[int, ...]
+    norm_eps: float = 1e-6
+    norm_eps_mode: Literal["inside", "outside"] = "inside"
+
+    @property
+    def total(self) -> int:
+        """P_total, the number of all logits."""
+        return sum(self.sizes)
+
+    @property
+    def width(self) -> int:
+        """n·C, the numbers of a token."""
+        return self.n * self.channels
+
+
+class Start(NamedTuple):
+    """Where the parameters of a predictor start.
+
+    Attributes:
+        logits: ``[P_total]`` float64, what every token's logits are at zero prediction.
+        scale: of the predicted part of every group.
+        fn_std: standard deviation of the prediction weights; 0 for zeros.
+    """
+
+    logits: Tensor
+    scale: float = 0.01
+    fn_std: float = 0.0
+
+
+@dataclass(frozen=True)
+class Predictor(ABC):
+    """A formula for the logits, with parameters of its own.
+
+    Subclass as a frozen dataclass; options are fields. ``parameters``, ``reset`` and ``logits`` have to be said. The
+    tensors that come in have one dtype, float32 or float64, whatever the streams are.
+    """
+
+    name: ClassVar[str]
+    source: ClassVar[str] = ""
+    api_version: ClassVar[int] = 1
+
+    @abstractmethod
+    def parameters(self, layout: Layout) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the parameters. ``"norm.weight"`` is the parameter ``weight`` of a submodule ``norm``.
+
+        Raises:
+            ValueError: the predictor cannot predict groups of these sizes.
+        """
+
+    @abstractmethod
+    def reset(self, parameters: Parameters, layout: Layout, start: Start) -> None:
+        """Write the start into the parameters, in place; runs without autograd."""
+
+    @abstractmethod
+    def logits(self, x: Tensor, raw: Tensor | None, parameters: Parameters, layout: Layout) -> Tensor:
+        """``[T, P_total]``, or ``[P_total]`` where they do not depend on the token.
+
+        Args:
+            x: the streams, ``[T, n, C]``.
+            raw: ``[T, K + 1]`` with what ``projection`` returned: ``vec x · Wᵀ`` and, last, ``vec x · vec x``.
+            parameters: by name.
+            layout: sizes and eps.
+        """
+
+    def projection(self, parameters: Parameters, layout: Layout) -> Tensor | None:
+        """``W [K, n·C]``, which the streams are multiplied with in the pass over them; None for no such product."""
+        return None
+
+    @property
+    def fuses(self) -> bool:
+        """Whether the logits are ``scale · z + base``, z the normalised projection: what the fused kernels compute."""
+        return False
+
+    def affine(self, raw: Tensor, parameters: Parameters, layout: Layout) -> tuple[Tensor, Tensor]:
+        """``base [P_total]`` and ``scale [groups]`` of a predictor that ``fuses``, in the dtype of ``raw``."""
+        raise NotImplementedError(f"{self!r} gives logits that no kernel computes")
+
+    def chosen_options(self) -> dict[str, Any]:
+        """The options that differ from their defaults, as plain data."""
+        return chosen_options(self)
+
+    @classmethod
+    def examples(cls) -> tuple[Any, ...]:
+        """Instances that the laws run on; cover the options here."""
+        return (cls(),)
+
+
+PREDICTORS: Registry[Predictor] = Registry("predictor", Predictor)
+register, unregister, get, make = PREDICTORS.register, PREDICTORS.unregister, PREDICTORS.get, PREDICTORS.make
+available, aliases, provider = PREDICTORS.available, PREDICTORS.aliases, PREDICTORS.provider
+
+
+def normalised(x: Tensor, kind: str, parameters: Parameters, layout: Layout) -> Tensor:
+    """``x [..., K]`` over its RMS (``kind="rms"``) or standard deviation, times ``norm.weight`` plus ``norm.bias``."""
+    weight, bias = parameters.get("norm.weight"), parameters.get("norm.bias")
+    if layout.norm_eps_mode == "inside" and layout.norm_eps > 0:  # torch's own keep less for the backward
+        if kind == "rms":
+            return functional.rms_norm(x, x.shape[-1:], weight, layout.norm_eps)
+        return functional.layer_norm(x, x.shape[-1:], weight, bias, layout.norm_eps)
+    x = x - x.mean(-1, keepdim=True) if kind == "layer" else x
+    square_sum = torch.linalg.vecdot(x, x).unsqueeze(-1)
+    x = x * inverse_rms(square_sum, x.shape[-1], layout.norm_eps, layout.norm_eps_mode == "outside")
+    x = x if weight is None else x * weight
+    return x if bias is None else x + bias
+
+
+def _norm_parameters(norm_weight: Affine, size: int) -> dict[str, tuple[int, ...]]:
+    names = {"none": (), "weight": ("norm.weight",), "affine": ("norm.weight", "norm.bias")}[norm_weight]
+    return dict.fromkeys(names, (size,))
+
+
+def _reset_norm(parameters: Parameters) -> None:
+    for name, value in (("norm.weight", 1.0), ("norm.bias", 0.0)):
+        if name in parameters:
+            parameters[name].fill_(value)
+
+
+def _reset_fn(fn: Tensor, std: float) -> None:
+    fn.zero_() if std == 0 else fn.normal_(std=std)
+
+
+def _require_norm(predictor: Any) -> None:
+    require_choice(predictor, "norm", ("rms", "layer"))
+    require_choice(predictor, "norm_weight", ("none", "weight", "affine"))
+    if predictor.norm == "rms" and predictor.norm_weight == "affine":
+        raise ValueError(f"{type(predictor).__name__}: norm_weight='affine' goes with norm='layer'; use 'weight'")
+
+
+@register("flat")
+@dataclass(frozen=True)
+class Flat(Predictor):
+    """Every logit from all streams at once: ``scale · (N(vec x) · fnᵀ) + base``, N a norm of a token's numbers.
+
+    Parameters: ``fn [P_total, n·C]``; ``base [P_total]``, not divided by the norm; ``scale [groups]``, one factor a
+    group; ``norm.weight`` and ``norm.bias`` ``[n·C]``.
+
+    Options:
+        norm: ``"rms"`` (mHC and all that follow it) or ``"layer"`` (JPmHC).
+        norm_weight: what the norm learns: ``"none"``; a ``"weight"`` (released code of mHC-lite and KromHC), or an
+            ``"affine"`` map, for ``norm="layer"``.
+        bias: whether there is a ``base``.
+        scale: whether there is a ``scale``.
+
+    Source: mHC, arXiv 2512.24880, Eq. 7–9 and 14–19.
+    """
+
+    norm: Literal["rms", "layer"] = "rms"
+    norm_weight: Affine = "none"
+    bias: bool = True
+    scale: bool = True
+
+    name = "flat"
+    source = "arXiv 2512.24880"
+
+    def __post_init__(self) -> None:
+        _require_norm(self)
+        require_bool(self, "bias")
+        require_bool(self, "scale")
+
+    def parameters(self, layout: Layout) -> dict[str, tuple[int, ...]]:
+        shapes: dict[str, tuple[int, ...]] = {"fn": (layout.total, layout.width)}
+        if self.bias:
+            shapes["base"] = (layout.total,)
+        if self.scale:
+            shapes["scale"] = (len(layout.sizes),)
+        return shapes | _norm_parameters(self.norm_weight, layout.width)
+
+    def reset(self, parameters: Parameters, layout: Layout, start: Start) -> None:
+        _reset_fn(parameters["fn"], start.fn_std)
+        if self.bias:
+            parameters["base"].copy_(start.logits)
+        if self.scale:
+            parameters["scale"].fill_(start.scale)
+        _reset_norm(parameters)
+
+    def projection(self, parameters: Parameters, layout: Layout) -> Tensor | None:
+        if self.norm == "layer":  # a mean to subtract is no part of the pass
+            return None
+        fn = parameters["fn"]
+        return fn * parameters["norm.weight"] if self.norm_weight == "weight" else fn
+
+    def logits(self, x: Tensor, raw: Tensor | None, parameters: Parameters, layout: Layout) -> Tensor:
+        if raw is None:
+            z = functional.linear(normalised(x.flatten(1), self.norm, parameters, layout), parameters["fn"])
+        else:
+            z, square_sum = raw.split([layout.total, 1], -1)
+            outside = layout.norm_eps_mode == "outside"
+            z = z * inverse_rms(square_sum, layout.width, layout.norm_eps, outside)
+        if self.scale:
+            sizes, base = layout.sizes, parameters.get("base")
+            parts = z.split(sizes, -1)
+            scales = parameters["scale"].unbind()
+            if base is None:
+                return torch.cat([s * part for s, part in zip(scales, parts, strict=True)], -1)
+            bases = base.split(sizes)
+            return torch.cat([torch.addcmul(b, s, p) for b, s, p in zip(bases, scales, parts, strict=True)], -1)
+        return z + parameters["base"] if self.bias else z
+
+    @property
+    def fuses(self) -> bool:
+        return self.norm == "rms"
+
+    def affine(self, raw: Tensor, parameters: Parameters, layout: Layout) -> tuple[Tensor, Tensor]:
+        base = parameters["base"] if self.bias else raw.new_zeros(layout.total)
+        return base, parameters["scale"] if self.scale else raw.new_ones(len(layout.sizes))
+
+    @classmethod
+    def examples(cls) -> tuple[Flat, ...]:
+        return (
+            cls(),
+            cls(norm_weight="weight"),
+            cls(norm="layer"),
+            cls(norm="layer", norm_weight="weight", scale=False),
+            cls(norm="layer", norm_weight="affine", bias=False, scale=False),
+            cls(bias=False),
+            cls(scale=False),
+        )
+
+
+@register("per_stream")
+@dataclass(frozen=True)
+class PerStream(Predictor):
+    """Stream i gives its own row of every group: ``scale · f(N(xᵢ) · fnᵀ) + base``, N a norm of its C channels.
+
+    Parameters: ``fn [P_total / n, C]``; ``base [P_total]``; ``scale [2]``, one factor for pre and residual, one for
+    post; ``norm.weight`` and ``norm.bias`` ``[C]``.
+
+    Options:
+        norm: ``"layer"`` (HC) or ``"rms"``.
+        activation: f, ``"tanh"`` (HC) or ``"none"``.
+        norm_weight: what the norm learns, ``"none"``, a ``"weight"`` or an ``"affine"`` map, the last for LayerNorm.
+
+    Source: HC, arXiv 2409.19606; the paper's parameter counts have no norm weight, those of Frac-Connections
+    (arXiv 2503.14125) have one.
+    """
+
+    norm: Literal["rms", "layer"] = "layer"
+    activation: Literal["tanh", "none"] = "tanh"
+    norm_weight: Affine = "none"
+
+    name = "per_stream"
+    source = "arXiv 2409.19606"
+
+    def __post_init__(self) -> None:
+        _require_norm(self)
+        require_choice(self, "activation", ("tanh", "none"))
+
+    def parameters(self, layout: Layout) -> dict[str, tuple[int, ...]]:
+        if any(size % layout.n for size in layout.sizes):
+            raise ValueError(
+                f"predictor='per_stream' gives every stream an equal share of each group of coordinates, but groups "
+                f"of sizes {list(layout.sizes)} (pre, post, residual) do not divide by {layout.n} streams; use "
+                "predictor='flat' or 'static'"
+            )
+        shapes = {"fn": (layout.total // layout.n, layout.channels), "base": (layout.total,), "scale": (2,)}
+        return shapes | _norm_parameters(self.norm_weight, layout.channels)
+
+    def reset(self, parameters: Parameters, layout: Layout, start: Start) -> None:
+        _reset_fn(parameters["fn"], start.fn_std)
+        parameters["base"].copy_(start.logits)
+        parameters["scale"].fill_(start.scale)
+        _reset_norm(parameters)
+
+    def logits(self, x: Tensor, raw: Tensor | None, parameters: Parameters, layout: Layout) -> Tensor:
+        rows = normalised(x, self.norm, parameters, layout) @ parameters["fn"].mT  # [T, n, P_total / n]
+        rows = torch.tanh(rows) if self.activation == "tanh" else rows
+        parts = rows.split([size // layout.n for size in layout.sizes], -1)
+        alpha, beta = parameters["scale"].unbind()
+        scales = [alpha, beta, *[alpha] * (len(parts) - 2)]
+        bases = parameters["base"].split(layout.sizes)
+        return torch.cat([torch.addcmul(b, s, p.flatten(-2)) for b, s, p in zip(bases, scales, parts, strict=True)], -1)
+
+    @classmethod
+    def examples(cls) -> tuple[PerStream, ...]:
+        return (
+            cls(),
+            cls(norm="rms", activation="none"),
+            cls(norm="rms", norm_weight="weight"),
+            cls(norm_weight="affine", activation="none"),
+        )
+
+
+@register("static")
+@dataclass(frozen=True)
+class Static(Predictor):
+    """The same logits for every token: ``base``. Parameters: ``base [P_total]``. Source: HC, arXiv 2409.19606."""
+
+    name = "static"
+    source = "arXiv 2409.19606"
+
+    def parameters(self, layout: Layout) -> dict[str, tuple[int, ...]]:
+        return {"base": (layout.total,)}
+
+    def reset(self, parameters: Parameters, layout: Layout, start: Start) -> None:
+        parameters["base"].copy_(start.logits)
+
+    def logits(self, x: Tensor, raw: Tensor | None, parameters: Parameters, layout: Layout) -> Tensor:
+        return parameters["base"]

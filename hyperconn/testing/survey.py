@@ -1,0 +1,83 @@
+"""Every law on every instance of a class, in processes, and what to say of the outcome in a table."""
+
+from __future__ import annotations
+
+import functools
+import math
+import multiprocessing
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+
+import torch
+
+from hyperconn.manifolds.core.map import Map
+from hyperconn.testing.all_laws import LAWS
+from hyperconn.testing.expressions import expression
+from hyperconn.testing.runner import Verdict, judge
+
+Task = tuple[Map, tuple[tuple[str, int], ...], int]
+
+HEAD = ("law", "holds", "cases", "worst", "bound", "of")
+
+
+def tasks(instances: Iterable[Map], examples: int, seed: int) -> list[Task]:
+    """An instance, its laws with their shares of the drawn cases, and a seed: what one process does."""
+    chosen = list(instances)
+    concerned = {law.name: [law.applies(instance) for instance in chosen] for law in LAWS}
+    return [
+        (instance, tuple((name, -(-examples // sum(which))) for name, which in concerned.items() if which[k]), seed + k)
+        for k, instance in enumerate(chosen)
+    ]
+
+
+def examine(task: Task, device: str = "cpu") -> list[Verdict]:
+    """The verdicts of a task, broken laws included."""
+    subject, shares, seed = task
+    named = dict(shares)
+    return [judge(law, subject, named[law.name], seed, device=device) for law in LAWS if law.name in named]
+
+
+def in_processes(planned: Sequence[Task], jobs: int, device: str = "cpu") -> Iterator[tuple[int, list[Verdict]]]:
+    """Number of the task and its verdicts, as they come."""
+    # Fresh interpreters: a fork would inherit threads of torch that do not run in it.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        pending = {pool.submit(functools.partial(examine, device=device), task): k for k, task in enumerate(planned)}
+        for future in as_completed(pending):
+            yield pending[future], future.result()
+
+
+def by_law(verdicts: Sequence[Verdict]) -> dict[str, list[Verdict]]:
+    """The verdicts of each law, the worst first: broken ones, and then those that come nearest to their bounds."""
+    found: dict[str, list[Verdict]] = {}
+    for verdict in sorted(verdicts, key=lambda v: (v.holds, -v.worst.severity)):
+        found.setdefault(verdict.law, []).append(verdict)
+    order = [law.name for law in LAWS]
+    return dict(sorted(found.items(), key=lambda item: order.index(item[0])))
+
+
+def rows(verdicts: Sequence[Verdict]) -> Iterator[tuple[str, ...]]:
+    """A row for each law under ``HEAD``, with the measurement that is worst."""
+    for law, found in by_law(verdicts).items():
+        worst = found[0].worst
+        value, sign = f"{worst.what}: {worst.value:.3g}", "≥" if worst.lower else "≤"
+        cases = str(sum(verdict.cases for verdict in found))
+        bound = "–" if math.isinf(worst.bound) else f"{sign} {worst.bound:.3g}"
+        yield law, "yes" if found[0].holds else "NO", cases, value, bound, expression(found[0].subject)
+
+
+def failures(verdicts: Sequence[Verdict]) -> list[str]:
+    """For each broken law: which promise, on what, and how to see it again."""
+    said = []
+    for found in by_law(verdicts).values():
+        broken = [verdict for verdict in found if not verdict.holds]
+        if broken:
+            first = broken[0]
+            again = (
+                first.reproducer or f"check_law({first.law!r}, {expression(first.subject)}); found in {first.case!r}"
+            )
+            said.append(
+                f"{expression(first.subject)} breaks {first.law}: {first.statement}\n{first.worst}; broken on "
+                f"{len(broken)} of {len(found)} instances\nSee it again with: {again}"
+            )
+    return said

@@ -1,0 +1,147 @@
+"""The contract of a map: a frozen, stateless function of free coordinates, for manifolds and gates alike."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+
+from hyperconn.kernels.autocast import without_autocast
+from hyperconn.manifolds.core.errors import shown
+from hyperconn.manifolds.core.plain_data import chosen_options
+
+# Far beyond any use (papers: 2 to 16); it turns a slip in a config into a message instead of an exhausted machine.
+MAX_STREAMS = 1024
+
+# Device pairs hold whole matrices in registers, which larger ones do not fit into.
+MAX_FUSED_STREAMS = 16
+
+M = TypeVar("M", bound="Map")
+
+
+@dataclass(frozen=True)
+class Map(ABC):
+    """A map from unconstrained coordinates to something that belongs to n streams.
+
+    Calling it validates the coordinates and maps them, ``theta [..., P] -> [..., *value_shape]`` of the same dtype and
+    device. bfloat16 and float16 coordinates are mapped in float32 and rounded once at the end; autocast is off inside.
+
+    Attributes:
+        n: number of streams.
+        name: what a config says, ``source`` where it is from.
+    """
+
+    n: int
+
+    name: ClassVar[str]
+    source: ClassVar[str] = ""
+    # Of the contract that the class was written for. It stays 1 here when API_VERSION rises: a class that says nothing
+    # was written for the first.
+    api_version: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.n, int) or isinstance(self.n, bool):
+            raise TypeError(f"{type(self).__name__}: n must be an int, got {shown(self.n)}")
+        if self.n < 1:
+            raise ValueError(f"{type(self).__name__}: n must be at least 1 stream, got n={shown(self.n)}")
+        if self.n > MAX_STREAMS:
+            raise ValueError(
+                f"{type(self).__name__}: n must be at most {MAX_STREAMS} streams, got n={shown(self.n)}; every token "
+                "would carry an n×n matrix"
+            )
+
+    @property
+    @abstractmethod
+    def num_coordinates(self) -> int:
+        """P, the length of ``theta``."""
+
+    @property
+    @abstractmethod
+    def value_shape(self) -> tuple[int, ...]:
+        """Shape of what one token's coordinates are mapped to."""
+
+    @abstractmethod
+    def forward(self, theta: Tensor) -> Tensor:
+        """The map itself: ``[..., P]`` float32 or float64 to ``[..., *value_shape]``."""
+
+    @property
+    def kernel(self) -> Any | None:
+        """The Triton device pair of the map, or None where the torch map is all there is."""
+        return None
+
+    def reference(self, theta: Tensor) -> Tensor:
+        """The map as its paper writes it, for the laws to hold ``forward`` to: slow, plain, moderate coordinates only.
+
+        Args:
+            theta: ``[..., P]`` float64.
+
+        Raises:
+            NotImplementedError: ``forward`` is as plain as can be.
+        """
+        raise NotImplementedError(f"{self!r} has no second formula of its map")
+
+    @classmethod
+    def examples(cls: type[M]) -> tuple[M, ...]:
+        """Instances that the laws run on; cover sizes and options here. By default six sizes, as far as they exist."""
+        made, refused = [], []
+        for n in (1, 2, 3, 4, 5, 8):
+            try:
+                made.append(cls(n=n))
+            except ValueError as error:
+                refused.append(error)
+        if not made:
+            raise refused[0]
+        return tuple(made)
+
+    def chosen_options(self) -> dict[str, Any]:
+        """The options that differ from their defaults, as plain data, however they were spelled.
+
+        >>> from hyperconn import manifolds
+        >>> manifolds.make("birkhoff", n=4, iterations=20, finish="round").chosen_options()
+        {'finish': 'round'}
+        """
+        return chosen_options(self)
+
+    def _hint(self) -> str:
+        """What a message about wrong coordinates goes on with."""
+        return ""
+
+    def __call__(self, theta: Tensor) -> Tensor:
+        """Map ``theta [..., P]`` to ``[..., *value_shape]``.
+
+        Raises:
+            TypeError: theta is not a floating point tensor.
+            ValueError: its last dimension is not ``num_coordinates``.
+        """
+        if not isinstance(theta, Tensor):
+            raise TypeError(f"{self!r} maps a tensor of coordinates, got {type(theta).__name__}")
+        if not theta.is_floating_point():
+            raise TypeError(
+                f"{self!r} takes floating point coordinates, got {theta.dtype}; convert with .float() first"
+            )
+        if theta.dim() == 0 or theta.shape[-1] != self.num_coordinates:
+            raise ValueError(
+                f"{self!r} takes coordinates of shape [..., {self.num_coordinates}], got {list(theta.shape)}"
+                f"{self._hint()}"
+            )
+        with without_autocast(theta.device):
+            return self.forward(theta.to(working_dtype(theta.dtype))).to(theta.dtype)
+
+
+@contextmanager
+def real_numbers() -> Iterator[None]:
+    """Tensors made here are real, on the CPU, even while the model is built where there are no numbers (meta, fake)."""
+    from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+    with unset_fake_temporarily(), torch.device("cpu"):
+        yield
+
+
+def working_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 for float64, float32 for everything narrower."""
+    return torch.promote_types(dtype, torch.float32)
