@@ -14,7 +14,7 @@ unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-all lint types format laws certificates mutants bench-cpu bench-gpu \
+.PHONY: help setup demo test test-all lint types format laws certificates bench-cpu bench-gpu \
         bench-traffic kernels-report docs pictures clean
 
 help: ## list the targets
@@ -43,7 +43,7 @@ demo: $(READY) ## train one small model under every published scheme and compare
 test: lint types ## lint, types, then every test: unit, law, doctest
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-test-all: test kernels-report ## also every kernel in all sizes and dtypes, and compiled for every GPU target
+test-all: test kernels-report bench-traffic ## also every kernel in all sizes and dtypes, compiled for every GPU target, and its bytes
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m exhaustive
 
 lint: $(READY) ## style and formatting
@@ -67,9 +67,6 @@ laws: $(READY) ## check every law of every manifold on EXAMPLES examples
 certificates: $(READY) ## check every law on EXAMPLES examples at n = 2, 3, 4, 8, write docs/certificates and the pages' tables
 	$(BIN)/python -m hyperconn.testing --n 2 3 4 8 --examples $(EXAMPLES) --certificates docs/certificates --pages docs/manifolds
 
-mutants: $(READY) ## break the built-in manifolds in every small way; the laws have to notice 95 % (ARGS=--sample 200)
-	$(BIN)/python benchmarks/mutants.py --workers $(WORKERS) $(ARGS)
-
 bench-cpu: $(READY) ## time a layer on the CPU against the plain residual and other implementations, with bars
 	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[peers]'
 	$(BIN)/python benchmarks/cpu.py $(ARGS)
@@ -78,7 +75,7 @@ bench-gpu: $(READY) ## prove every kernel on the GPU, time layers there, append 
 	$(BIN)/python benchmarks/gpu.py $(ARGS)
 
 bench-traffic: $(READY) ## bytes that a layer moves, counted in Triton's interpreter, and the bars they have to meet
-	$(BIN)/python benchmarks/traffic.py
+	TRITON_INTERPRET=1 $(BIN)/python benchmarks/traffic.py
 
 kernels-report: $(READY) ## compile every kernel for every GPU target, none needed: registers, shared memory, spills
 	$(BIN)/python benchmarks/kernels_report.py --workers $(WORKERS)

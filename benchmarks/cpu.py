@@ -8,7 +8,10 @@ something is wrong.
 from __future__ import annotations
 
 import argparse
+import ctypes
+import math
 import os
+import platform
 import statistics
 import sys
 import time
@@ -19,13 +22,12 @@ import torch
 
 from bars import Bar, judge
 from harness import Contender, Refused, Shape, Verified, prepare
-from ours import ITERATIVE, MANIFOLDS, every_manifold, layer_contender, plain_contender, rms_norm_branch
+from hyperconn.timing import interleaved, ratios
+from ours import EXACT, MANIFOLDS, layer_contender, plain_contender, rms_norm_branch
 from peers import lucidrains_contender, transformers_contender
-from timing import growth_exponent, interleaved, keep_memory, ratios
 
 SHAPE = Shape((4, 1024), streams=4, channels=768)
 CPU = torch.device("cpu")
-EXACT = [name for name in MANIFOLDS if name not in ITERATIVE]
 
 LARGEST_RATIO = 5.5  # times the plain residual sublayer, for every exact manifold
 FASTER_THAN_PEERS = 2.0
@@ -34,6 +36,31 @@ WIDE_OVER_NARROW = 5.0  # kronecker at n = 16 over n = 4
 BUSY = 0.5  # other processes that wait for a core
 STREAMS = (2, 4, 8, 16)
 TOKENS = (1024, 2048, 4096, 8192)
+
+
+def keep_memory() -> bool:
+    """Let the process keep what it frees; False where the C library has no such switch.
+
+    glibc hands every block above 32 MB back to the system when it is freed, and the next one is paid for page by page.
+    The streams of four or more are such blocks, those of the plain residual are not: without this, page faults are half
+    of what is measured, and they weigh on whoever makes more tensors, not on whoever computes more.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    trim_threshold, mmap_max = -1, -4  # <malloc.h>
+    mallopt = ctypes.CDLL(None).mallopt
+    return bool(mallopt(mmap_max, 0)) and bool(mallopt(trim_threshold, -1))
+
+
+def growth_exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
+    """The k of ``seconds ~ sizes^k``, by least squares of the logarithms."""
+    slope, _ = statistics.linear_regression([math.log(s) for s in sizes], [math.log(t) for t in seconds])
+    return slope
+
+
+def take_turns(contenders: Sequence[Verified], rounds: int) -> dict[str, list[float]]:
+    """Seconds of a forward and backward by contender."""
+    return interleaved({one.contender.name: one.subject.forward_backward for one in contenders}, rounds)
 
 
 def ours(name: str, compiled: bool = False) -> Contender:
@@ -45,7 +72,7 @@ def contenders(compiled: Sequence[str]) -> list[Contender]:
     """Everybody, the plain residual first."""
     return [
         plain_contender(),
-        *every_manifold(ours),
+        *(ours(name) for name in MANIFOLDS),
         *(ours(name, compiled=True) for name in compiled),
         *(lucidrains_contender(kind, rms_norm_branch) for kind in ("HC", "mHC")),
         transformers_contender(rms_norm_branch),
@@ -74,7 +101,7 @@ def compare_sublayers(shape: Shape, rounds: int, compiled: Sequence[str]) -> lis
     print(f"\nForward and backward of one sublayer, {shape}, {torch.get_num_threads()} threads")
     print("checked against their formulas in float64, relative to the largest entry of each tensor:")
     right, refused = admitted(contenders(compiled), shape)
-    seconds = interleaved(right, rounds)
+    seconds = take_turns(right, rounds)
     peers = [one.contender.name for one in right if one.contender.kind == "peer"]
     print(f"\n  {'':<28} {'ms':>8} {'× plain':>8}  {'10–90 %':>13}" + "".join(f"  {name:>22}" for name in peers))
     bars = [Bar(f"{one.contender.name} is {one.status}: {one.reason}", False) for one in refused]
@@ -102,7 +129,7 @@ def growth(shape: Shape, rounds: int) -> list[Bar]:
     bars = []
     print("\nGrowth with n, kronecker (the plain residual does not grow)")
     wide = [_right("kronecker", replace(shape, streams=n), f"n = {n}") for n in STREAMS]
-    seconds = interleaved(wide, rounds)
+    seconds = take_turns(wide, rounds)
     for n in STREAMS:
         over = ratios(seconds, f"n = {n}", "n = 4")
         print(f"  n = {n:<3} {1e3 * statistics.median(seconds[f'n = {n}']):8.1f} ms  {over.median:6.2f} × n = 4")
@@ -113,7 +140,7 @@ def growth(shape: Shape, rounds: int) -> list[Bar]:
 
     print("\nGrowth with tokens, birkhoff+round, n = 4")
     long = [_right("birkhoff+round", replace(shape, batch=(1, tokens)), str(tokens)) for tokens in TOKENS]
-    seconds = interleaved(long, rounds)
+    seconds = take_turns(long, rounds)
     medians = [statistics.median(seconds[str(tokens)]) for tokens in TOKENS]
     for tokens, median in zip(TOKENS, medians, strict=True):
         print(f"  {tokens:>6} tokens {1e3 * median:8.1f} ms  {1e6 * median / tokens:6.2f} µs a token")

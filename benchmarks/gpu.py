@@ -21,11 +21,11 @@ import torch
 import proofs
 from bars import Bar, judge
 from harness import Contender, Refused, Shape, Subject, Verified, prepare
-from ours import MANIFOLDS, layer_contender, no_branch, plain_contender, reference_contender, stack_contender
+from hyperconn.timing import Spread
+from ours import EXACT, MANIFOLDS, layer_contender, no_branch, plain_contender, reference_contender, stack_contender
 from peers import liger_contender
 from proofs import Proof
-from records import Log, device_name
-from timing import Clock, CudaClock, HostClock, Spread
+from records import Log, device_name, sizes
 
 MAIN = Shape((16384,), streams=4, channels=4096, dtype=torch.bfloat16)
 SHAPES = (
@@ -57,18 +57,6 @@ class Plan:
     minutes: float = 8.0
     workers: int = 0
     compiled: bool = True
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Milliseconds of one op of a contender, for one sublayer."""
-
-    shape: Shape
-    contender: Contender
-    op: str
-    spread: Spread
-    gb_per_s: float | None
-    fraction: float | None
 
 
 def contenders(compiled: bool = True) -> list[Contender]:
@@ -114,24 +102,49 @@ def floor_elements(op: str, n: int, sublayers: int) -> float:
     return {"forward": forward, "backward": backward, "forward + backward": forward + backward}[op]
 
 
-def floor_bytes(shape: Shape, op: str, sublayers: int) -> float:
-    """The same in bytes, for all tokens of a shape."""
-    return floor_elements(op, shape.streams, sublayers) * shape.channels * shape.tokens * shape.dtype.itemsize
-
-
-def copy_rate(shape: Shape, device: torch.device, clock: Clock, repetitions: int) -> Spread:
+def copy_rate(shape: Shape, device: torch.device, repetitions: int) -> Spread:
     """GB/s of a device-to-device copy of the streams, reading and writing."""
     size = (shape.tokens, shape.streams, shape.channels)
     source, target = (
         torch.ones(size, dtype=shape.dtype, device=device),
         torch.empty(size, dtype=shape.dtype, device=device),
     )
-    times = clock.milliseconds(lambda: target.copy_(source), lambda: None, repetitions + 3)[3:]
+    times = milliseconds(device, lambda: target.copy_(source), lambda: None, repetitions)
     moved = 2 * source.numel() * shape.dtype.itemsize
     return Spread.of([moved / (1e6 * t) for t in times])
 
 
 # ------------------------------------------------------------------------------------------------------------ timing
+
+
+def milliseconds(
+    device: torch.device, timed: Callable[[], object], before: Callable[[], object], repetitions: int
+) -> list[float]:
+    """Times of ``timed``, each after an untimed ``before``, and after three that do not count.
+
+    On a GPU: CUDA events, and before each repetition a buffer larger than the L2 cache is overwritten. Elsewhere the
+    wall clock, to test everything but the figures.
+    """
+    times = []
+    if device.type == "cuda":
+        cache = torch.cuda.get_device_properties(device).L2_cache_size
+        flush = torch.empty(max(4 * cache, 256 * 2**20), dtype=torch.int8, device=device)
+        events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repetitions + 3)]
+        for start, end in events:
+            before()
+            flush.zero_()
+            start.record()
+            timed()
+            end.record()
+        torch.cuda.synchronize()
+        times = [start.elapsed_time(end) for start, end in events]
+    else:
+        for _ in range(repetitions + 3):
+            before()
+            begun = time.perf_counter()
+            timed()
+            times.append(1e3 * (time.perf_counter() - begun))
+    return times[3:]
 
 
 def steps(subject: Subject, op: str) -> tuple[Callable[[], object], Callable[[], object]]:
@@ -149,110 +162,87 @@ def steps(subject: Subject, op: str) -> tuple[Callable[[], object], Callable[[],
     return lambda: held.pop().backward(subject.cotangent), before
 
 
-def timings(verified: Verified, clock: Clock, copy: float, repetitions: int) -> list[Timing]:
-    """Every op of a contender that is right."""
+def figures(verified: Verified, op: str, copy: float, repetitions: int) -> dict[str, Any]:
+    """What is written down of an op of a contender that is right, by the keys of results/README.md."""
     subject, shape = verified.subject, verified.shape
-    found = []
-    for op in OPS:
-        timed, before = steps(subject, op)
-        times = clock.milliseconds(timed, before, repetitions + 3)[3:]
-        spread = Spread.of([t / subject.sublayers for t in times])
-        rate = fraction = None
-        if verified.contender.kind != "plain":
-            rate = floor_bytes(shape, op, subject.sublayers) / (1e6 * spread.median)
-            fraction = rate / copy
-        found.append(Timing(shape, verified.contender, op, spread, rate, fraction))
+    timed, before = steps(subject, op)
+    times = milliseconds(subject.x.device, timed, before, repetitions)
     subject.clear()
-    return found
-
-
-def line(shape: Shape, contender: str, op: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """One line of the results."""
+    spread = Spread.of([t / subject.sublayers for t in times])
+    elements = floor_elements(op, shape.streams, subject.sublayers)
+    floor = elements * shape.channels * shape.tokens * shape.dtype.itemsize
+    rate = None if verified.contender.kind == "plain" else floor / (1e6 * spread.median)
     return {
-        "op": op,
-        "contender": contender,
-        "tokens": shape.tokens,
-        "streams": shape.streams,
-        "channels": shape.channels,
-        "dtype": str(shape.dtype).removeprefix("torch."),
-        **values,
+        "status": "timed",
+        "sublayers": subject.sublayers,
+        "median_ms": spread.median,
+        "p10_ms": spread.low,
+        "p90_ms": spread.high,
+        "repetitions": spread.repetitions,
+        "floor_bytes": floor,
+        "gb_per_s": rate,
+        "copy_gb_per_s": copy,
+        "fraction_of_copy": None if rate is None else rate / copy,
+        "error": verified.error,
     }
 
 
-def time_everything(plan: Plan, device: torch.device, clock: Clock, log: Log, deadline: float) -> list[Timing]:
-    """The tables; what is refused or comes too late is named in its place."""
-    found: list[Timing] = []
+def time_everything(plan: Plan, device: torch.device, log: Log, deadline: float) -> list[dict[str, Any]]:
+    """The tables, and their lines; what is refused or comes too late is named in its place."""
+    found: list[dict[str, Any]] = []
     for shape in plan.shapes:
-        copy = copy_rate(shape, device, clock, plan.repetitions)
+        copy = copy_rate(shape, device, plan.repetitions)
         print(f"\n{shape}; a copy moves {copy.median:.0f} GB/s")
         print(f"  {'':<32}" + "".join(f"{op + ' ms':>22} {'of copy':>8}" for op in OPS))
         rate = {"gb_per_s": copy.median, "repetitions": copy.repetitions, "status": "timed"}
-        log.write(line(shape, "device-to-device copy", "copy", rate))
+        log.write(shape, "device-to-device copy", "copy", rate)
         for contender in contenders(plan.compiled):
+            result: Verified | Refused
             if time.monotonic() > deadline:
-                result: Verified | Refused = Refused(
-                    contender, shape, "out of time", f"{plan.minutes:g} minutes are over"
-                )
+                result = Refused(contender, shape, "out of time", f"{plan.minutes:g} minutes are over")
             else:
                 result = prepare(contender, shape, device)
             if isinstance(result, Refused):
                 print(f"  {contender.name:<32}  {result.status}: {result.reason}", flush=True)
-                log.write(line(shape, contender.name, "all", {"status": result.status, "reason": result.reason}))
+                log.write(shape, contender.name, "all", {"status": result.status, "reason": result.reason})
                 continue
-            cells = []
-            for timing in timings(result, clock, copy.median, plan.repetitions):
-                found.append(timing)
-                share = "" if timing.fraction is None else f"{100 * timing.fraction:.0f} %"
-                cells.append(f"{timing.spread.median:>22.4f} {share:>8}")
-                log.write(line(shape, contender.name, timing.op, _values(timing, result, copy)))
-            print(f"  {contender.name:<32}" + "".join(cells), flush=True)
+            cells = ""
+            for op in OPS:
+                values = figures(result, op, copy.median, plan.repetitions)
+                found.append(log.write(shape, contender.name, op, values))
+                share = values["fraction_of_copy"]
+                cells += f"{values['median_ms']:>22.4f} {'' if share is None else f'{100 * share:.0f} %':>8}"
+            print(f"  {contender.name:<32}{cells}", flush=True)
             del result
             if device.type == "cuda":
                 torch.cuda.empty_cache()
     return found
 
 
-def _values(timing: Timing, verified: Verified, copy: Spread) -> dict[str, Any]:
-    spread = timing.spread
-    return {
-        "status": "timed",
-        "sublayers": verified.subject.sublayers,
-        "median_ms": spread.median,
-        "p10_ms": spread.low,
-        "p90_ms": spread.high,
-        "repetitions": spread.repetitions,
-        "floor_bytes": floor_bytes(timing.shape, timing.op, verified.subject.sublayers),
-        "gb_per_s": timing.gb_per_s,
-        "copy_gb_per_s": copy.median,
-        "fraction_of_copy": timing.fraction,
-        "error": verified.error,
-    }
-
-
 # -------------------------------------------------------------------------------------------------------------- bars
 
 
-def bars(found: Sequence[Timing], main: Shape) -> list[Bar]:
+def bars(found: Sequence[Mapping[str, Any]], main: Shape) -> list[Bar]:
     """The promises, at one shape; not judged where a figure is missing."""
-    here = {(t.contender.name, t.op): t for t in found if t.shape == main}
-    ours = [t.contender for t in found if t.shape == main and t.op == "forward" and t.contender.exact]
+    here = {(one["contender"], one["op"]): one for one in found if one.items() >= sizes(main).items()}
+    ours = [name for name, op in here if op == "forward" and name.split(",")[0] in EXACT]
     judged = []
     for op, least in (("forward", FORWARD_OF_COPY), ("backward", BACKWARD_OF_COPY)):
-        for contender in ours:
-            fraction = here[contender.name, op].fraction
-            assert fraction is not None
-            text = f"{contender.name}: {op} at {fraction:.0%} of the copy, at least {least:.0%}"
-            judged.append(Bar(text, fraction >= least))
+        for name in ours:
+            fraction = here[name, op]["fraction_of_copy"]
+            judged.append(Bar(f"{name}: {op} at {fraction:.0%} of the copy, at least {least:.0%}", fraction >= least))
     for other, least in (("LigerMHC", OVER_LIGER), (COMPILED, OVER_COMPILE)):
-        theirs = here.get((other, "forward + backward"))
+        theirs = here.get((other, OPS[2]))
         if theirs is None or not ours:
             judged.append(Bar(f"at least {least}× faster than {other}: one of the two was not timed", None))
             continue
-        for contender in ours:
-            faster = theirs.spread.median / here[contender.name, "forward + backward"].spread.median
-            text = f"{contender.name}: {faster:.2f}× faster than {other}, at least {least}"
-            judged.append(Bar(text, faster >= least))
+        for name in ours:
+            faster = theirs["median_ms"] / here[name, OPS[2]]["median_ms"]
+            judged.append(Bar(f"{name}: {faster:.2f}× faster than {other}, at least {least}", faster >= least))
     return judged
+
+
+# ------------------------------------------------------------------------------------------------------- the command
 
 
 def prove_everything(plan: Plan, device: torch.device) -> list[Bar]:
@@ -281,11 +271,10 @@ def prove_everything(plan: Plan, device: torch.device) -> list[Bar]:
 def run(plan: Plan, device: torch.device, folder: Path) -> int:
     """Everything; returns the exit status."""
     deadline = time.monotonic() + 60 * plan.minutes
-    clock: Clock = CudaClock(device) if device.type == "cuda" else HostClock()
     print(f"{device_name(device)}, torch {torch.__version__}")
     proven = prove_everything(plan, device)
     log = Log(folder, device)
-    found = time_everything(plan, device, clock, log, deadline)
+    found = time_everything(plan, device, log, deadline)
     print(f"\nwritten to {log.path}")
     return judge([*proven, *bars(found, plan.main)])
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -119,7 +120,13 @@ class Refused:
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}
 
 
-def prepare(contender: Contender, shape: Shape, device: torch.device, chunk: int = 2048) -> Verified | Refused:
+Contexts = tuple[AbstractContextManager[None], AbstractContextManager[None]]
+_PLAIN: Contexts = (nullcontext(), nullcontext())
+
+
+def prepare(
+    contender: Contender, shape: Shape, device: torch.device, chunk: int = 2048, contexts: Contexts = _PLAIN
+) -> Verified | Refused:
     """Build a contender and check it.
 
     Args:
@@ -127,36 +134,49 @@ def prepare(contender: Contender, shape: Shape, device: torch.device, chunk: int
         shape: for which sizes.
         device: where.
         chunk: tokens that the float64 formula handles at a time.
+        contexts: around its forward and its backward.
     """
     try:
         subject = contender.build(shape, device)
-        errors = compare(subject, chunk)
+        errors = compare(subject, chunk, contexts)
     except UnavailableError as error:
         return Refused(contender, shape, "unavailable", str(error))
     except torch.OutOfMemoryError as error:
         return Refused(contender, shape, "out of memory", str(error).split(".")[0])
     limit = TOLERANCE[shape.dtype]
-    bad = {name: error for name, error in errors.items() if not error <= limit}
+    bad = {name: error for name, error in errors.items() if not error <= limit}  # NaN is bad too
     if bad:
         listed = ", ".join(f"{name} {error:.1e}" for name, error in bad.items())
         return Refused(contender, shape, "wrong", f"relative errors above {limit:.0e}: {listed}")
     return Verified(contender, shape, subject, errors)
 
 
-def compare(subject: Subject, chunk: int = 2048) -> dict[str, float]:
+def results(
+    run: Callable[[Tensor], Tensor],
+    x: Tensor,
+    cotangent: Tensor,
+    parameters: Mapping[str, Tensor],
+    contexts: Contexts = _PLAIN,
+) -> dict[str, Tensor | None]:
+    """The output and the gradients of x and of every parameter; None for what the output does not depend on."""
+    with contexts[0]:
+        output = run(x)
+    with contexts[1]:
+        gradients = torch.autograd.grad(output, [x, *parameters.values()], cotangent, allow_unused=True)
+    names = ["x", *parameters]
+    named = {f"gradient of {name}": value for name, value in zip(names, gradients, strict=True)}
+    return {"output": output.detach(), **named}
+
+
+def compare(subject: Subject, chunk: int = 2048, contexts: Contexts = _PLAIN) -> dict[str, float]:
     """Relative errors of the output and of the gradients of x and of every parameter, against the formula in float64.
 
     Raises:
         ValueError: a gradient of the formula vanishes, so that agreeing with it would prove nothing.
     """
-    subject.clear()
-    output = subject.run(subject.x)
-    output.backward(subject.cotangent)
-    actual = {"output": output.detach(), "gradient of x": subject.x.grad}
-    actual |= {f"gradient of {name}": parameter.grad for name, parameter in subject.parameters.items()}
-    expected = expectation(subject, chunk)
+    actual = results(subject.run, subject.x, subject.cotangent, subject.parameters, contexts)
     errors = {}
-    for name, value in expected.items():
+    for name, value in expectation(subject, chunk).items():
         largest = float(value.abs().amax()) if value.numel() else 1.0
         if largest == 0.0 and subject.x.numel():
             raise ValueError(f"the {name} vanishes in the formula: choose parameters and a cotangent that move it")
@@ -165,7 +185,6 @@ def compare(subject: Subject, chunk: int = 2048) -> dict[str, float]:
             errors[name] = math.inf
         elif value.numel():
             errors[name] = float((found - value).abs().amax()) / (largest or 1.0)
-    subject.clear()
     return errors
 
 
@@ -173,15 +192,15 @@ def expectation(subject: Subject, chunk: int) -> dict[str, Tensor]:
     """The same quantities by the formula in float64: x in chunks of tokens, so that memory stays bounded."""
     axis = subject.token_axis
     parameters = {name: value.detach().double().requires_grad_() for name, value in subject.parameters.items()}
+    total = {f"gradient of {name}": torch.zeros_like(value) for name, value in parameters.items()}
     outputs, gradients = [], []
     pieces = zip(subject.x.detach().split(chunk, axis), subject.cotangent.split(chunk, axis), strict=True)
     for x, cotangent in pieces:
         wide = x.double().requires_grad_()
-        output = subject.formula(wide, parameters)
-        output.backward(cotangent.double())
-        outputs.append(output.detach())
-        gradients.append(wide.grad)
-    result = {"output": torch.cat(outputs, axis), "gradient of x": torch.cat(gradients, axis)}
-    for name, value in parameters.items():
-        result[f"gradient of {name}"] = torch.zeros_like(value) if value.grad is None else value.grad
-    return result
+        found = results(lambda x: subject.formula(x, parameters), wide, cotangent.double(), parameters)
+        outputs.append(found["output"])
+        gradients.append(found["gradient of x"])
+        for name, value in total.items():
+            part = found[name]
+            value += 0.0 if part is None else part
+    return {"output": torch.cat(outputs, axis), "gradient of x": torch.cat(gradients, axis), **total}

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -38,11 +38,9 @@ TARGETS: dict[str, tuple[str, Any, int]] = {
     "cuda100": ("cuda", 100, 32),
     "gfx942": ("hip", "gfx942", 64),
 }
-# The number of streams at which nothing may spill.
-STRICT_N = 4
-
-# Shared memory that a program can get, in bytes (CUDA C++ programming guide, compute capabilities; CDNA 3 ISA, LDS).
+# Bytes of shared memory that a program can get (CUDA C++ programming guide, compute capabilities; CDNA 3 ISA, LDS).
 SHARED_MEMORY = {"cuda80": 163 * 1024, "cuda90": 227 * 1024, "cuda100": 227 * 1024, "gfx942": 64 * 1024}
+STRICT_N = 4  # the number of streams at which nothing may spill
 
 
 @dataclass(frozen=True)
@@ -118,22 +116,22 @@ def specialise(
     Returns:
         ``{name: type}``, ``{(position,): value}`` and ``{(position,): [[fact, value]]}``.
     """
+    from triton.runtime.jit import mangle_type
+
     given = {**launch.arguments, **launch.constants}
-    parameters = launch.kernel.params
     signature: dict[str, str] = {}
     constants: dict[tuple[int], Any] = {}
     attributes: dict[tuple[int], list[list[Any]]] = {}
-    missing = [parameter.name for parameter in parameters if parameter.name not in given]
-    if missing or len(given) != len(parameters):
-        names = [parameter.name for parameter in parameters]
+    names = [parameter.name for parameter in launch.kernel.params]
+    if sorted(names) != sorted(given):
         raise TypeError(f"{launch.name} takes {names}, the launch gives {sorted(given)}")
-    for position, parameter in enumerate(parameters):
+    for position, parameter in enumerate(launch.kernel.params):
         name, value = parameter.name, given[parameter.name]
         free = not parameter.do_not_specialize
         if parameter.is_constexpr or value is None or (free and type(value) is int and value == 1):
             signature[name], constants[(position,)] = "constexpr", value
             continue
-        signature[name] = type_of(value)
+        signature[name] = mangle_type(value)
         aligned = value.data_ptr() if isinstance(value, torch.Tensor) else value
         facts: list[list[Any]] = []
         if free and type(aligned) is int and aligned % 16 == 0:
@@ -145,46 +143,22 @@ def specialise(
     return signature, constants, attributes
 
 
-def type_of(value: object) -> str:
-    """Triton's name of the type of a run-time argument.
-
-    Raises:
-        TypeError: kernels take tensors, numbers and None.
-    """
-    if isinstance(value, torch.Tensor):
-        names = {
-            torch.float64: "fp64", torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16",
-            torch.int64: "i64", torch.int32: "i32", torch.bool: "i1",
-        }  # fmt: skip
-        return "*" + names[value.dtype]
-    if isinstance(value, bool):
-        return "u1"
-    if isinstance(value, int):
-        return "i32" if -(2**31) <= value < 2**31 else "i64"
-    if isinstance(value, float):
-        return "fp32"
-    raise TypeError(f"a kernel takes tensors, numbers and None at run time, got {type(value).__name__}")
-
-
 # ------------------------------------------------------------------------------------------------ what it takes
 
 
 def usage_of(compiled: Any) -> Usage:
     """Read registers and spills off the machine code."""
-    if "cubin" in compiled.asm:
-        return nvidia_usage(resource_dump(compiled.asm["cubin"]), compiled.metadata.shared)
-    return amd_usage(compiled.asm["amdgcn"], compiled.metadata.shared)
-
-
-def resource_dump(cubin: bytes) -> str:
-    """What ``cuobjdump -res-usage`` of the Triton wheel says."""
+    if "cubin" not in compiled.asm:
+        return amd_usage(compiled.asm["amdgcn"], compiled.metadata.shared)
     import triton
 
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
+        file.write(compiled.asm["cubin"])
         file.flush()
-        return subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+        command = [tool, "-res-usage", file.name]
+        dump = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return nvidia_usage(dump, compiled.metadata.shared)
 
 
 def nvidia_usage(dump: str, shared: int) -> Usage:
@@ -238,45 +212,38 @@ def compile_job(job: Job) -> Row:
     return Row(job, time.perf_counter() - start, usage_of(compiled))
 
 
-class Compiler:
-    """Compiles in processes of their own, one for each thread that asks: a compiler that crashes takes one job along.
+_LOCAL = threading.local()
+
+
+def compile_apart(job: Job) -> Row:
+    """The row of a job. Each thread has a process to compile in, so that a compiler that crashes takes one job along.
 
     The processes are started afresh rather than forked, which would share the state of the compilers.
     """
-
-    def __init__(self) -> None:
-        self._local = threading.local()
-
-    def __call__(self, job: Job) -> Row:
-        """The row of a job, whatever becomes of it."""
-        pool = getattr(self._local, "pool", None)
-        if pool is None:
-            pool = self._local.pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
-        start = time.perf_counter()
-        future = pool.submit(compile_job, job)
-        error = future.exception()
-        if error is None:
-            return future.result()
-        if isinstance(error, BrokenProcessPool):
-            self._local.pool = None
-        return Row(job, time.perf_counter() - start, None, f"{type(error).__name__}: {error}")
+    if not hasattr(_LOCAL, "pool"):
+        _LOCAL.pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+    start = time.perf_counter()
+    future = _LOCAL.pool.submit(compile_job, job)
+    error = future.exception()
+    if error is None:
+        return future.result()
+    if isinstance(error, BrokenProcessPool):
+        del _LOCAL.pool
+    return Row(job, time.perf_counter() - start, None, f"{type(error).__name__}: {error}")
 
 
 # ------------------------------------------------------------------------------------------------ the report
 
-_COLUMNS = "{:<46}{:<32}{:>3} {:<6}{:<8}{:>5}{:>8}{:>8}{:>7}  {}"
+COLUMNS = "{:<56}{:<32}{:>3} {:<6}{:<8}{:>5}{:>8}{:>8}{:>7}  {}"
 
 
-def table(rows: Iterator[Row]) -> Iterator[str]:
-    """Lines, one a row as it comes."""
-    yield _COLUMNS.format("case", "kernel", "n", "dtype", "target", "regs", "shared", "spills", "s", "").rstrip()
-    for row in rows:
-        job, usage = row.job, row.usage
-        numbers = ("-", "-", "-") if usage is None else (usage.registers, usage.shared, usage.spills)
-        note = f"FAILED: {row.failure}" if row.failure else ""
-        yield _COLUMNS.format(
-            job.case, job.kernel, job.n, job.dtype, job.target, *numbers, f"{row.seconds:.1f}", note
-        ).rstrip()
+def line(row: Row) -> str:
+    """A line of the table."""
+    job, usage = row.job, row.usage
+    numbers = ("-", "-", "-") if usage is None else (usage.registers, usage.shared, usage.spills)
+    note = f"FAILED: {row.failure}" if row.failure else ""
+    cells = (job.case, job.kernel, job.n, job.dtype, job.target, *numbers, f"{row.seconds:.1f}", note)
+    return COLUMNS.format(*cells).rstrip()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -293,17 +260,12 @@ def main(argv: list[str] | None = None) -> int:
     work = jobs(arguments.n, arguments.dtype, arguments.target, arguments.only)
     if not work:
         parser.error(f"no case matches {arguments.only!r} at n in {arguments.n}")
-    rows: list[Row] = []
-
-    def finished() -> Iterator[Row]:
-        with ThreadPoolExecutor(arguments.workers) as threads:
-            for row in threads.map(Compiler(), work):
-                rows.append(row)
-                yield row
-
-    start = time.perf_counter()
-    for line in table(finished()):
-        print(line, flush=True)
+    start, rows = time.perf_counter(), []
+    print(COLUMNS.format("case", "kernel", "n", "dtype", "target", "regs", "shared", "spills", "s", "").rstrip())
+    with ThreadPoolExecutor(arguments.workers) as threads:
+        for row in threads.map(compile_apart, work):
+            rows.append(row)
+            print(line(row), flush=True)
     for row in rows:
         if row.error:
             print(f"\n{row.job}\n{row.error}")

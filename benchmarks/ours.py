@@ -1,18 +1,17 @@
-"""The contenders of this library, the plain reference that they are checked against, and the plain residual."""
+"""The contenders of this library, the plain sublayer that all are checked against, and the plain residual."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
 import torch._dynamo
 from torch import Tensor, nn
 
-import reference
 from harness import Contender, Formula, Shape, Subject, UnavailableError
-from hyperconn import BackendUnavailableError, HyperConnection, HyperConnectionConfig
+from hyperconn import BackendUnavailableError, HyperConnection, HyperConnectionConfig, HyperConnectionStack
+from hyperconn.manifolds import Manifold
 
 NORM_EPS = 1e-6
 
@@ -30,7 +29,9 @@ MANIFOLDS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 # Their constraint does not hold to rounding, or there is none: shown, but without bars.
 ITERATIVE = ("birkhoff", "unconstrained")
+EXACT = tuple(name for name in MANIFOLDS if name not in ITERATIVE)
 Branch = Callable[[int, torch.device, torch.dtype], nn.Module]
+Map = Callable[[Tensor], Tensor]
 
 
 def rms_norm_branch(channels: int, device: torch.device, dtype: torch.dtype) -> nn.Module:
@@ -51,11 +52,25 @@ def generator(device: torch.device, seed: int) -> torch.Generator:
     return torch.Generator(device).manual_seed(seed)
 
 
-def leaf_and_cotangent(size: tuple[int, ...], shape: Shape, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Random x that wants a gradient, and a random cotangent of its size."""
+def subject(
+    module: nn.Module,
+    size: tuple[int, ...],
+    shape: Shape,
+    device: torch.device,
+    formula: Formula,
+    run: Map | None = None,
+    sublayers: int = 1,
+) -> Subject:
+    """A module, or what ``run`` makes of it, on random streams of this size, with a random cotangent."""
     numbers = generator(device, 0)
-    x = torch.randn(size, device=device, dtype=shape.dtype, generator=numbers)
-    return x.requires_grad_(), torch.randn(size, device=device, dtype=shape.dtype, generator=numbers)
+    x, cotangent = (torch.randn(size, device=device, dtype=shape.dtype, generator=numbers) for _ in range(2))
+    parameters = dict(module.named_parameters())
+    return Subject(run or module, x.requires_grad_(), cotangent, parameters, formula, len(shape.batch) - 1, sublayers)
+
+
+def streams_of(shape: Shape) -> tuple[int, ...]:
+    """The size of the streams ``[..., n, C]``."""
+    return (*shape.batch, shape.streams, shape.channels)
 
 
 @torch.no_grad()
@@ -67,29 +82,61 @@ def randomise(layer: HyperConnection, seed: int) -> None:
     layer.scale.normal_(1, 0.1, generator=numbers)
 
 
-def compile_alone(module: nn.Module) -> Callable[[Tensor], Tensor]:
-    """``torch.compile`` of one module, for its own shapes. To Dynamo every module of a class is a recompilation."""
+def compile_alone(run: Map) -> Map:
+    """``torch.compile`` for one shape. To Dynamo every module of a class is a recompilation."""
     torch._dynamo.config.recompile_limit = 256
-    compiled: Callable[[Tensor], Tensor] = torch.compile(module, fullgraph=True, dynamic=False)
-    return compiled
+    return torch.compile(run, fullgraph=True, dynamic=False)
 
 
-def groups_of(layer: HyperConnection) -> list[int]:
-    """Sizes of the coordinate groups pre | post | residual …."""
-    n = layer.config.streams
-    return [n, n, *(size for _, size in layer.manifold.coordinate_groups)]
+def rms_norm(u: Tensor, weight: Tensor | None) -> Tensor:
+    """``u / rms(u) · weight``; u itself without a weight, where the branch is the identity."""
+    if weight is None:
+        return u
+    return u * torch.rsqrt(u.square().mean(-1, keepdim=True) + NORM_EPS) * weight
 
 
-def formula_of(layer: HyperConnection, residual: reference.Map) -> Formula:
+def sublayer(
+    x: Tensor,
+    parameters: Mapping[str, Tensor],
+    sizes: Sequence[int],
+    residual: Map,
+    branch: Map,
+    pre_eps: float = 0.0,
+) -> Tensor:
+    """``H x + post F(preᵀ x)ᵀ`` with coefficients predicted from all streams at once (arXiv 2512.24880, Eq. 7–19).
+
+    Plain on purpose. In float64 it is the truth, in float32 what a good eager implementation is.
+
+    Args:
+        x: ``[..., n, C]``.
+        parameters: ``fn [P, nC]``, ``base [P]`` and ``scale [groups]``, in the dtype that coefficients have.
+        sizes: of the coordinate groups pre | post | residual ….
+        residual: residual coordinates ``[..., P_res]`` to ``H [..., n, n]``.
+        branch: F.
+        pre_eps: added to the read weights.
+    """
+    fn, base, scale = parameters["fn"], parameters["base"], parameters["scale"]
+    wide = x.to(fn.dtype)
+    flat = wide.flatten(-2)
+    z = (flat @ fn.mT) * torch.rsqrt(flat.square().mean(-1, keepdim=True) + NORM_EPS)
+    groups = zip(z.split(list(sizes), -1), scale, base.split(list(sizes)), strict=True)
+    parts = [s * part + b for part, s, b in groups]
+    pre, post = parts[0].sigmoid() + pre_eps, 2 * parts[1].sigmoid()
+    H = residual(torch.cat([z[..., :0], *parts[2:]], -1))
+    y = branch((pre.unsqueeze(-2) @ wide).squeeze(-2).to(x.dtype)).to(fn.dtype)
+    return (H @ wide + post.unsqueeze(-1) * y.unsqueeze(-2)).to(x.dtype)
+
+
+def plain_map(m: Manifold) -> Map:
+    """The map of a manifold as its paper writes it: ``reference``, or ``forward`` where that is as plain as can be."""
+    return m.forward if type(m).reference is Manifold.reference else m.reference
+
+
+def formula_of(layer: HyperConnection) -> Formula:
     """The plain account of a layer with an RMSNorm branch, or with none."""
-    groups = groups_of(layer)
-
-    def formula(x: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
-        weight = parameters.get("branch.weight")
-        branch = partial(reference.rms_norm, weight=weight, eps=NORM_EPS) if weight is not None else (lambda u: u)
-        return reference.sublayer(x, parameters, groups, residual, branch, NORM_EPS)
-
-    return formula
+    n, residual = layer.config.streams, plain_map(layer.manifold)
+    sizes = [n, n, *(size for _, size in layer.manifold.coordinate_groups)]
+    return lambda x, p: sublayer(x, p, sizes, residual, lambda u: rms_norm(u, p.get("branch.weight")))
 
 
 def _layer(name: str, backend: str, branch: Branch, shape: Shape, device: torch.device, seed: int) -> HyperConnection:
@@ -123,10 +170,8 @@ def layer_contender(name: str, *, backend: str, branch: Branch, compiled: bool =
 
     def build(shape: Shape, device: torch.device) -> Subject:
         layer = _layer(name, backend, branch, shape, device, 0)
-        x, cotangent = leaf_and_cotangent((*shape.batch, shape.streams, shape.channels), shape, device)
         run = compile_alone(layer) if compiled else layer
-        formula = formula_of(layer, reference.MAPS[name])
-        return Subject(run, x, cotangent, dict(layer.named_parameters()), formula, len(shape.batch) - 1)
+        return subject(layer, streams_of(shape), shape, device, formula_of(layer), run)
 
     return Contender(label or name, "ours", build, name not in ITERATIVE)
 
@@ -135,47 +180,33 @@ def stack_contender(name: str, *, branch: Branch, sublayers: int) -> Contender:
     """Consecutive hyper-connections whose writes are fused with the next projection."""
 
     def build(shape: Shape, device: torch.device) -> Subject:
-        from hyperconn import HyperConnectionStack
-
         layers = [_layer(name, "triton", branch, shape, device, seed) for seed in range(sublayers)]
         stack = HyperConnectionStack(layers)
-        x, cotangent = leaf_and_cotangent((*shape.batch, shape.streams, shape.channels), shape, device)
-        parameters = {f"{k}.{key}": value for k, layer in enumerate(layers) for key, value in layer.named_parameters()}
-        formulas = [formula_of(layer, reference.MAPS[name]) for layer in layers]
+        names = {id(value): key for key, value in stack.named_parameters()}
+        keys = [{key: names[id(value)] for key, value in layer.named_parameters()} for layer in layers]
+        formulas = [formula_of(layer) for layer in layers]
 
         def formula(x: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
-            for k, one in enumerate(formulas):
-                x = one(x, {key: parameters[f"{k}.{key}"] for key, _ in layers[k].named_parameters()})
+            for one, own in zip(formulas, keys, strict=True):
+                x = one(x, {key: parameters[name] for key, name in own.items()})
             return x
 
-        return Subject(stack, x, cotangent, parameters, formula, len(shape.batch) - 1, sublayers)
+        return subject(stack, streams_of(shape), shape, device, formula, sublayers=sublayers)
 
     return Contender(f"{name}, stack of {sublayers}", "ours", build, name not in ITERATIVE)
 
 
-class ReferenceSublayer(nn.Module):
-    """``reference.sublayer`` as a module, in float32 whatever the streams are: what a good plain implementation is."""
-
-    def __init__(self, layer: HyperConnection, residual: reference.Map, branch: nn.Module) -> None:
-        super().__init__()
-        self.fn, self.base, self.scale, self.branch = layer.fn, layer.base, layer.scale, branch
-        self.groups, self.residual = groups_of(layer), residual
-
-    def forward(self, x: Tensor) -> Tensor:
-        parameters = {"fn": self.fn, "base": self.base, "scale": self.scale}
-        return reference.sublayer(x, parameters, self.groups, self.residual, self.branch, NORM_EPS)
-
-
 def reference_contender(name: str, *, branch: Branch, compiled: bool) -> Contender:
-    """The plain formula itself in torch, eager or compiled."""
+    """The plain formula itself, in float32 whatever the streams are, eager or compiled."""
 
     def build(shape: Shape, device: torch.device) -> Subject:
         layer = _layer(name, "torch", branch, shape, device, 0)
-        module = ReferenceSublayer(layer, reference.MAPS[name], layer.branch)
-        x, cotangent = leaf_and_cotangent((*shape.batch, shape.streams, shape.channels), shape, device)
-        run = compile_alone(module) if compiled else module
-        formula = formula_of(layer, reference.MAPS[name])
-        return Subject(run, x, cotangent, dict(module.named_parameters()), formula, len(shape.batch) - 1)
+        formula, parameters = formula_of(layer), dict(layer.named_parameters())
+
+        def run(x: Tensor) -> Tensor:
+            return formula(x, parameters)
+
+        return subject(layer, streams_of(shape), shape, device, formula, compile_alone(run) if compiled else run)
 
     return Contender(f"{'torch.compile of the' if compiled else 'eager'} reference", "reference", build)
 
@@ -196,17 +227,7 @@ def plain_contender(branch: Branch = rms_norm_branch) -> Contender:
 
     def build(shape: Shape, device: torch.device) -> Subject:
         module = PlainResidual(branch(shape.channels, device, shape.dtype))
-        x, cotangent = leaf_and_cotangent((*shape.batch, shape.channels), shape, device)
-
-        def formula(x: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
-            weight = parameters.get("branch.weight")
-            return x + (x if weight is None else reference.rms_norm(x, weight, NORM_EPS))
-
-        return Subject(module, x, cotangent, dict(module.named_parameters()), formula, len(shape.batch) - 1)
+        size = (*shape.batch, shape.channels)
+        return subject(module, size, shape, device, lambda x, p: x + rms_norm(x, p.get("branch.weight")))
 
     return Contender("plain residual", "plain", build)
-
-
-def every_manifold(make: Callable[[str], Contender], names: Sequence[str] = tuple(MANIFOLDS)) -> list[Contender]:
-    """One contender a manifold."""
-    return [make(name) for name in names]

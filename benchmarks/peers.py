@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-import reference
 from harness import Contender, Shape, Subject, UnavailableError
-from ours import NORM_EPS, Branch, generator, leaf_and_cotangent
+from ours import NORM_EPS, Branch, generator, rms_norm, streams_of, subject, sublayer
 
 SWEEPS = 20
 SINKHORN_EPS = 1e-6
@@ -35,11 +34,6 @@ def _randomise(module: nn.Module, std: float) -> None:
             parameter += std * shift
 
 
-def _branch(parameters: Mapping[str, Tensor], key: str) -> Callable[[Tensor], Tensor]:
-    weight = parameters.get(key)
-    return (lambda u: u) if weight is None else (lambda u: reference.rms_norm(u, weight, NORM_EPS))
-
-
 # ------------------------------------------------------------------------------------------ PyPI hyper-connections
 
 
@@ -59,7 +53,7 @@ def _hc(x: Tensor, p: Mapping[str, Tensor], n: int) -> Tensor:
     alpha = torch.tanh(normed @ p["dynamic_alpha_fn"]) * p["dynamic_alpha_scale"] + p["static_alpha"]
     beta = torch.tanh(normed @ p["dynamic_beta_fn"]) * p["dynamic_beta_scale"] + p["static_beta"]
     mixed = alpha.mT @ streams
-    y = _branch(p, "branch.weight")(mixed[..., 0, :])
+    y = rms_norm(mixed[..., 0, :], p.get("branch.weight"))
     return _lucidrains_write(mixed[..., 1:, :], y, beta)
 
 
@@ -72,7 +66,7 @@ def _mhc(x: Tensor, p: Mapping[str, Tensor], n: int) -> Tensor:
     for _ in range(SWEEPS):
         H = H / H.sum(-2, keepdim=True)
         H = H / H.sum(-1, keepdim=True)
-    y = _branch(p, "branch.weight")((pre.unsqueeze(-2) @ streams).squeeze(-2))
+    y = rms_norm((pre.unsqueeze(-2) @ streams).squeeze(-2), p.get("branch.weight"))
     return _lucidrains_write(H.mT @ streams, y, beta)
 
 
@@ -85,9 +79,8 @@ def lucidrains_contender(kind: str, branch: Branch) -> Contender:
         make: Any = package.HyperConnections if kind == "HC" else package.mHC
         module = make(n, dim=C, branch=branch(C, device, shape.dtype), layer_index=0).to(device, shape.dtype)
         _randomise(module, 0.02)
-        x, cotangent = leaf_and_cotangent((rows * n, columns, C), shape, device)
         plain = _hc if kind == "HC" else _mhc
-        return Subject(module, x, cotangent, dict(module.named_parameters()), lambda x, p: plain(x, p, n), 1)
+        return subject(module, (rows * n, columns, C), shape, device, lambda x, p: plain(x, p, n))
 
     return Contender(f"hyper-connections {kind}", "peer", build)
 
@@ -136,29 +129,24 @@ def transformers_contender(branch: Branch) -> Contender:
             connection.base.normal_(std=0.5)
             connection.scale.normal_(1, 0.1)
         module = DeepseekSublayer(connection, branch(shape.channels, device, shape.dtype))
-        x, cotangent = leaf_and_cotangent((*shape.batch, n, shape.channels), shape, device)
 
         def formula(x: Tensor, p: Mapping[str, Tensor]) -> Tensor:
             own = {key: p[f"connection.{key}"] for key in ("fn", "base", "scale")}
-            return _deepseek(x, own, _branch(p, "branch.weight"), transposed=True, pre_eps=SINKHORN_EPS)
+            return _deepseek(x, own, p.get("branch.weight"), transposed=True, pre_eps=SINKHORN_EPS)
 
-        return Subject(module, x, cotangent, dict(module.named_parameters()), formula, len(shape.batch) - 1)
+        return subject(module, streams_of(shape), shape, device, formula)
 
     return Contender("transformers DeepseekV4", "peer", build)
 
 
-def _deepseek(
-    x: Tensor, p: Mapping[str, Tensor], branch: Callable[[Tensor], Tensor], *, transposed: bool, pre_eps: float
-) -> Tensor:
+def _deepseek(x: Tensor, p: Mapping[str, Tensor], weight: Tensor | None, *, transposed: bool, pre_eps: float) -> Tensor:
     n = x.shape[-2]
-    flat = x.flatten(-2)
-    z = (flat @ p["fn"].mT) * torch.rsqrt(flat.square().mean(-1, keepdim=True) + NORM_EPS)
-    groups = [n, n, n * n]
-    parts = [s * part + b for s, part, b in zip(p["scale"], z.split(groups, -1), p["base"].split(groups), strict=True)]
-    pre, post = parts[0].sigmoid() + pre_eps, 2 * parts[1].sigmoid()
-    H = _row_then_column(parts[2].unflatten(-1, (n, n)), SINKHORN_EPS)
-    y = branch((pre.unsqueeze(-2) @ x).squeeze(-2))
-    return (H.mT if transposed else H) @ x + post.unsqueeze(-1) * y.unsqueeze(-2)
+
+    def residual(theta: Tensor) -> Tensor:
+        H = _row_then_column(theta.unflatten(-1, (n, n)), SINKHORN_EPS)
+        return H.mT if transposed else H
+
+    return sublayer(x, p, [n, n, n * n], residual, lambda u: rms_norm(u, weight), pre_eps)
 
 
 # -------------------------------------------------------------------------------------------------- liger-kernel
@@ -176,13 +164,12 @@ def liger_contender(branch: Branch) -> Contender:
         with torch.no_grad():
             module.phi.normal_(std=0.5 * (n * C) ** -0.5, generator=numbers)
             module.b.normal_(std=0.5, generator=numbers)
-        x, cotangent = leaf_and_cotangent((*shape.batch, n, C), shape, device)
 
         def formula(x: Tensor, p: Mapping[str, Tensor]) -> Tensor:
             scale = torch.stack([p["alpha_pre"], p["alpha_post"], p["alpha_res"]])
             own = {"fn": p["phi"].mT, "base": p["b"], "scale": scale}
-            return _deepseek(x, own, _branch(p, "layer.weight"), transposed=False, pre_eps=0.0)
+            return _deepseek(x, own, p.get("layer.weight"), transposed=False, pre_eps=0.0)
 
-        return Subject(module, x, cotangent, dict(module.named_parameters()), formula, len(shape.batch) - 1)
+        return subject(module, streams_of(shape), shape, device, formula)
 
     return Contender("LigerMHC", "peer", build)

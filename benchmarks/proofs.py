@@ -12,11 +12,10 @@ from dataclasses import dataclass
 
 import torch
 
-import reference
-from harness import TOLERANCE, Contender, Refused, Shape, Verified, prepare
+from harness import TOLERANCE, Contender, Refused, Shape, prepare, results
 from hyperconn import manifolds
 from hyperconn.kernels.poison import poisoned_memory
-from ours import MANIFOLDS, generator, layer_contender, no_branch, rms_norm_branch, stack_contender
+from ours import MANIFOLDS, generator, layer_contender, no_branch, plain_map, rms_norm_branch, stack_contender
 
 
 @dataclass(frozen=True)
@@ -77,19 +76,10 @@ def prove(proof: Proof, device_type: str) -> str | None:
         result = prepare(contender, proof.shape, device)
         if isinstance(result, Refused):
             return f"{proof}: {result.status}: {result.reason}"
-        first, second = _bits(result), _bits(result)
+        subject = result.subject
+        first, second = (results(subject.run, subject.x, subject.cotangent, subject.parameters) for _ in range(2))
     differing = [name for name in first if not torch.equal(first[name], second[name])]
     return f"{proof}: two runs differ in {', '.join(differing)}" if differing else None
-
-
-def _bits(verified: Verified) -> dict[str, torch.Tensor]:
-    subject = verified.subject
-    subject.clear()
-    output = subject.run(subject.x)
-    output.backward(subject.cotangent)
-    found = {"output": output.detach(), "gradient of x": subject.x.grad}
-    found |= {f"gradient of {name}": parameter.grad for name, parameter in subject.parameters.items()}
-    return {name: value.clone() for name, value in found.items()}
 
 
 def prove_pair(manifold: str, n: int, device: torch.device) -> str | None:
@@ -102,7 +92,7 @@ def prove_pair(manifold: str, n: int, device: torch.device) -> str | None:
     theta = torch.randn(67, made.num_coordinates, device=device, generator=numbers)
     cotangent = torch.randn(67, n, n, device=device, generator=numbers)
     wide = theta.double().requires_grad_()
-    expected = reference.MAPS[manifold](wide, n)
+    expected = plain_map(made)(wide)
     gradient = torch.autograd.grad(expected, wide, cotangent.double())[0] if expected.requires_grad else wide
     with poisoned_memory():
         found = constrain_forward(theta, made.kernel, n), constrain_backward(theta, cotangent, made.kernel, n)
@@ -138,8 +128,7 @@ def every_kernel() -> set[str]:
     """Names of all kernels of the library."""
     from hyperconn.kernels import fused
 
-    modules = [
-        importlib.import_module(f"{fused.__name__}.{entry.name}") for entry in pkgutil.iter_modules(fused.__path__)
-    ]
-    names = {getattr(value, "__name__", "") for module in modules for value in vars(module).values()}
-    return {name for name in names if name.endswith("_kernel")}
+    modules = map(
+        importlib.import_module, (found.name for found in pkgutil.walk_packages(fused.__path__, f"{fused.__name__}."))
+    )
+    return {name for module in modules for name in vars(module) if name.endswith("_kernel")}

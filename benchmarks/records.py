@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 import hyperconn
+from harness import Shape
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -47,29 +48,32 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def environment(device: torch.device) -> dict[str, Any]:
-    """What every line of a run has in common."""
-    return {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "device": device_name(device),
-        "torch": torch.__version__,
-        "triton": version("triton"),
-        "hyperconn": hyperconn.__version__,
-        "liger_kernel": version("liger-kernel"),
-        "commit": commit(),
-    }
+def sizes(shape: Shape) -> dict[str, Any]:
+    """What a line says of a shape."""
+    dtype = str(shape.dtype).removeprefix("torch.")
+    return {"tokens": shape.tokens, "streams": shape.streams, "channels": shape.channels, "dtype": dtype}
 
 
 class Log:
     """Appends lines to ``<folder>/<device>.jsonl``, each with the environment; they are on disk as soon as written."""
 
     def __init__(self, folder: Path, device: torch.device) -> None:
-        self._common = environment(device)
-        name = re.sub(r"[^A-Za-z0-9]+", "-", self._common["device"]).strip("-").lower()
+        self._common = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "device": device_name(device),
+            "torch": torch.__version__,
+            "triton": version("triton"),
+            "hyperconn": hyperconn.__version__,
+            "liger_kernel": version("liger-kernel"),
+            "commit": commit(),
+        }
+        name = re.sub(r"[^A-Za-z0-9]+", "-", device_name(device)).strip("-").lower()
         self.path = folder / f"{name}.jsonl"
         folder.mkdir(parents=True, exist_ok=True)
 
-    def write(self, values: Mapping[str, Any]) -> None:
-        """One line."""
+    def write(self, shape: Shape, contender: str, op: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        """One line, which it returns."""
+        written = {**self._common, "op": op, "contender": contender, **sizes(shape), **values}
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({**self._common, **values}, ensure_ascii=False) + "\n")
+            file.write(json.dumps(written, ensure_ascii=False) + "\n")
+        return written

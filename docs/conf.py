@@ -23,7 +23,10 @@ myst_heading_anchors = 4
 nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(torch|collections|typing|pathlib|types|triton|numpy|abc|hypothesis)\..*"),
-    (r"py:class", r"(.*\.)?(Tensor|Entered|LayerSpec|CoefficientSpec)|Map|dict\[str"),  # for types alone, or not public
+    (
+        r"py:class",
+        r"(.*\.)?(Tensor|Entered|LayerSpec|CoefficientSpec)|Map|dict\[str|tuple\[int",
+    ),  # for types alone, or not public
     (r"py:class", r"hyperconn\.manifolds\..*\.[A-Z]"),  # type variables
 ]
 

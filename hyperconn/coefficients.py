@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
@@ -33,7 +33,7 @@ def predict(
     x: Tensor,
     raw: Tensor | None,
     post_gain: float,
-    fused: CoefficientSpec | None,
+    fused: tuple[Any, ...] | None,
 ) -> Coefficients:
     """Coefficients of the flat tokens ``[T, ...]``.
 
@@ -43,13 +43,13 @@ def predict(
         x: ``[T, n, C]`` the streams.
         raw: ``[T, K + 1]`` their projection, if the predictor has one.
         post_gain: factor of the write weights.
-        fused: what the fused coefficient step has to know; None for torch.
+        fused: ``arguments()`` of what the fused coefficient step has to know; None for torch.
     """
     if fused is not None and raw is not None:
-        from hyperconn.kernels.fused.coefficients import fused_coefficients  # imports triton
+        from hyperconn.kernels.fused.coefficients import CoefficientSpec, fused_coefficients  # imports triton
 
         base, scale = spec.predictor.affine(raw, parameters, spec.layout)
-        return Coefficients(*fused_coefficients(raw, base, scale, fused, post_gain))
+        return Coefficients(*fused_coefficients(raw, base, scale, CoefficientSpec.from_arguments(*fused), post_gain))
     logits = spec.predictor.logits(x, raw, parameters, spec.layout)
     pre_size, post_size, *_ = spec.layout.sizes
     pre, post, theta = logits.split([pre_size, post_size, spec.manifold.num_coordinates], -1)
@@ -89,8 +89,8 @@ def fused_spec(spec: LayerSpec) -> CoefficientSpec | None:
 def unfused_part(spec: LayerSpec) -> str | None:
     """Which part of a layer leaves its coefficients to torch on the Triton backend, and why; None if none does."""
     if not spec.predictor.fuses:
-        return f"coefficients by torch: {spec.predictor!r} gives logits that no kernel computes"
+        return f"coefficients by torch: {spec.predictor.name} gives logits that no kernel computes"
     for part in (spec.manifold, spec.pre_gate, spec.post_gate):
         if part.kernel is None:
-            return f"coefficients by torch: {part!r} has no device pair"
+            return f"coefficients by torch: {part.name} has no device pair"
     return None

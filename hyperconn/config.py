@@ -14,6 +14,7 @@ from hyperconn.files import read_table
 from hyperconn.gates import Gate
 from hyperconn.manifolds import Manifold, PluginError
 from hyperconn.manifolds.core.errors import UnknownNameError, shown, unknown_name
+from hyperconn.manifolds.core.map import Map
 from hyperconn.manifolds.core.plain_data import Options
 from hyperconn.manifolds.registry import MANIFOLDS, Registry
 from hyperconn.manifolds.registry.provenance import check_plugin_records, plugin_records, with_install_hint
@@ -172,7 +173,7 @@ class HyperConnectionConfig:
             return
         if options:
             raise TypeError(f"HyperConnectionConfig: {field}_options go with a name; {value!r} has its own options")
-        if kind is not Predictor and value.n != self.streams:
+        if isinstance(value, Map) and value.n != self.streams:
             raise ValueError(
                 f"HyperConnectionConfig: {field}={value!r} is made for n={value.n}, streams={self.streams}"
             )

@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from types import EllipsisType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +24,6 @@ from hyperconn.manifolds.registry.checkpoint_note import CheckpointNote
 from hyperconn.predictors import Start
 from hyperconn.spec import LayerSpec
 from hyperconn.stream_state import DelayedStreams, Entered, Handover, recomputing
-
-if TYPE_CHECKING:
-    from hyperconn.kernels.fused.coefficients import CoefficientSpec
 
 
 class HyperConnection(CheckpointNote):
@@ -92,7 +88,7 @@ class HyperConnection(CheckpointNote):
         self.branch = branch
         self.post_gain = self.config.post_gain
         # Not known yet. A functools.cached_property has a lock in older Pythons, which torch.compile does not take.
-        self._fused_spec: CoefficientSpec | EllipsisType | None = ...
+        self._fused_arguments: Any = ...
         # Called with the coefficients of every read; see hyperconn.diagnostics.
         self.observers: list[Callable[[Coefficients], None]] = []
         shapes = self.spec.predictor.parameters(self.spec.layout)
@@ -131,7 +127,7 @@ class HyperConnection(CheckpointNote):
                 f"{self.summary()} has parameters {own}, the new config asks for {other}; make a new layer"
             )
         require_backend(spec)
-        self.spec, self._fused_spec = spec, ...
+        self.spec, self._fused_arguments = spec, ...
 
     @property
     def dim(self) -> int:
@@ -257,11 +253,18 @@ class HyperConnection(CheckpointNote):
         fused = self._fused() if entered.backend == "triton" else None
         return predict(self.spec, parameters, x if raw is not None else x.to(dtype), raw, self.post_gain, fused)
 
-    def _fused(self) -> CoefficientSpec | None:
+    def _fused(self) -> tuple[Any, ...] | None:
         """What the fused coefficient step has to know of this layer; None if one of its parts has no device pair."""
-        if self._fused_spec is ...:
-            self._fused_spec = fused_spec(self.spec)
-        return self._fused_spec
+        if self._fused_arguments is ...:
+            self._fused_arguments = self._make_fused_arguments()
+        arguments: tuple[Any, ...] | None = self._fused_arguments
+        return arguments
+
+    # A compiler must not look into parts and pairs, which anybody may write.
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    def _make_fused_arguments(self) -> tuple[Any, ...] | None:
+        fused = fused_spec(self.spec)
+        return None if fused is None else fused.arguments()
 
     def _anchor(self) -> Tensor | None:
         """A parameter: dtype and device of all of them."""
@@ -340,9 +343,8 @@ class HyperConnection(CheckpointNote):
             else:
                 y = y.reshape(-1, self.dim) if self.spec.expand.whole else y.reshape(streams.shape)
                 written = write_streams(streams, H, post, y)
-        out: Tensor | DelayedStreams = entered.batched(written).to(entered.dtype)
-        if carried is not None:
-            out = DelayedStreams(out, entered.batched(carried))
+        batched = entered.batched(written).to(entered.dtype)
+        out = batched if carried is None else DelayedStreams(batched, entered.batched(carried))
         return out if into is None else Handover(into, into.spec, into._enter(out))
 
     def _continues(self, entered: Entered, carried: Tensor | None) -> bool:

@@ -1,19 +1,20 @@
-"""Tables from TOML, YAML and JSON files. Data only: nothing in a file can run code, or keep a machine busy."""
+"""Tables from TOML, YAML and JSON files, and files that are never half-written. No table can run code."""
 
 from __future__ import annotations
 
 import json
-import re
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from hyperconn.manifolds.core.errors import shown
-from hyperconn.manifolds.core.plain_data import MAX_DEPTH, MAX_SIZE, require_small
+from hyperconn.manifolds.core.plain_data import MAX_DEPTH, require_small
 
-# Of a config file. More is refused before anything parses it.
-MAX_BYTES = 1_000_000
+# Of a config file; published ones have some hundred bytes. Parsers take time that grows with the square of some inputs:
+# keys of many parts, numbers of base 60. Of this much, each is read within seconds.
+MAX_BYTES = 20_000
 
 
 def read_table(path: str | Path) -> dict[str, Any]:
@@ -21,8 +22,8 @@ def read_table(path: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: another suffix, a file of more than ``MAX_BYTES``, one that does not parse or holds no table, or a
-            table beyond the limits of ``hyperconn.manifolds.core.plain_data``; the message names the file.
+        ValueError: another suffix, a file of more than ``MAX_BYTES``, one that does not parse, holds no table, or one
+            that is nested too deep; the message names the file.
         ModuleNotFoundError: the parser is not installed; the message says what to install.
     """
     path = Path(path)
@@ -39,7 +40,7 @@ def read_table(path: str | Path) -> dict[str, Any]:
             raise ValueError(f"a config file has at most {MAX_BYTES} bytes, this one has {path.stat().st_size}")
         table = parse(content.decode("utf-8"))
         require_small(table, "the table")
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         said = str(error)
         raise ValueError(f"{path}: {said if len(said) <= 500 else said[:500] + ' …'}") from error
     except RecursionError as error:
@@ -49,9 +50,25 @@ def read_table(path: str | Path) -> dict[str, Any]:
     return table
 
 
-# A key of many parts, a.b.c, over which the parser would take time that grows with the square of their number.
-# The pattern starts at the start of a word only, or it would be no better.
-_DEEP_KEY = re.compile(rf"""(?<![\w-])(?:(?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*){{{MAX_DEPTH}}}""")
+def write_atomically(path: str | os.PathLike[str], content: bytes | memoryview) -> None:
+    """Replace ``path`` by ``content``, or leave it as it was.
+
+    The bytes go to a temporary file in the same folder, are flushed to the disk, and only then take the name.
+
+    Raises:
+        OSError: a full disk, a quota, no permission; the previous file survives and nothing else is left behind.
+    """
+    path = Path(path)
+    # One name per process: two runs in one folder cannot write into each other's half-finished file.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _parse_toml(text: str) -> Any:
@@ -62,14 +79,7 @@ def _parse_toml(text: str) -> Any:
             import tomli as tomllib
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError("reading TOML on Python 3.10 needs: pip install 'hyperconn[cli]'") from error
-    deep = _DEEP_KEY.search(text)
-    if deep is not None:
-        raise ValueError(f"a key has more than {MAX_DEPTH} parts: {shown(deep[0])}")
     return tomllib.loads(text)
-
-
-# Values in a file, and characters in a value: the parser is slow.
-_MAX_YAML = MAX_SIZE // 10
 
 
 def _parse_yaml(text: str) -> Any:
@@ -79,12 +89,7 @@ def _parse_yaml(text: str) -> Any:
         raise ModuleNotFoundError("reading YAML needs: pip install 'hyperconn[cli]'") from error
 
     class PlainLoader(yaml.SafeLoader):
-        """Scalars, lists and tables, each written out where it is and untagged.
-
-        Aliases make tables that grow exponentially. A tag makes the constructors fail in ways of their own.
-        """
-
-        nodes = depth = 0
+        """No aliases, which make tables that grow exponentially, and no tags, with which constructors fail oddly."""
 
         def compose_node(self, parent: Any, index: Any) -> Any:
             event: Any = self.peek_event()  # type: ignore[no-untyped-call]
@@ -92,20 +97,11 @@ def _parse_yaml(text: str) -> Any:
                 raise ValueError(f"aliases are not taken, *{event.anchor}: write the value out")
             if event.tag is not None:
                 raise ValueError(f"tags are not taken, {shown(event.tag)}: write a plain value")
-            # Numbers of base 60 take time that grows with the square of their length.
-            if isinstance(event, yaml.ScalarEvent) and len(event.value) > _MAX_YAML:
-                raise ValueError(f"a value has {len(event.value)} characters, at most {_MAX_YAML} are taken")
-            self.nodes += 1
-            if self.nodes > _MAX_YAML or self.depth >= MAX_DEPTH:
-                raise ValueError(f"more than {_MAX_YAML} values, or nested more than {MAX_DEPTH} deep")
-            self.depth += 1
-            node = super().compose_node(parent, index)
-            self.depth -= 1
-            return node
+            return super().compose_node(parent, index)
 
     try:
         return yaml.load(text, PlainLoader)
-    except (yaml.YAMLError, OverflowError) as error:
+    except yaml.YAMLError as error:
         raise ValueError(str(error)) from error
 
 

@@ -135,7 +135,9 @@ class Birkhoff(Manifold):
             M = M / M.sum(dim, keepdim=True).clamp(min=1)
         row_error, column_error = 1 - M.sum(-1, keepdim=True), 1 - M.sum(-2, keepdim=True)
         mass = row_error.sum(-2, keepdim=True)
-        return M + torch.where(mass > self.n * torch.finfo(M.dtype).eps, row_error * column_error / mass, 0.0)
+        missing = mass > self.n * torch.finfo(M.dtype).eps
+        # The division is kept away from zero: autograd multiplies what is not chosen by 0, which makes NaN of infinity.
+        return M + torch.where(missing, row_error * column_error / torch.where(missing, mass, 1.0), 0.0)
 
     @property
     def symmetries(self) -> tuple[Symmetry, ...]:

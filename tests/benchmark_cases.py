@@ -18,8 +18,9 @@ def toy(run: Callable[[Tensor, Tensor], Tensor], name: str = "toy", kind: str = 
     """A contender that should compute ``x · w`` and computes ``run(x, w)``."""
 
     def build(shape: Shape, device: torch.device) -> Subject:
-        weight = nn.Parameter(torch.randn(shape.channels, dtype=shape.dtype))
-        x, cotangent = ours.leaf_and_cotangent((*shape.batch, shape.channels), shape, device)
-        return Subject(lambda x: run(x, weight), x, cotangent, {"w": weight}, lambda x, p: x * p["w"], 1)
+        module = nn.Module()
+        module.w = nn.Parameter(torch.randn(shape.channels, dtype=shape.dtype))
+        size = (*shape.batch, shape.channels)
+        return ours.subject(module, size, shape, device, lambda x, p: x * p["w"], lambda x: run(x, module.w))
 
     return Contender(name, kind, build)

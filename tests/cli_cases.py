@@ -9,29 +9,7 @@ from pathlib import Path
 from typer.testing import CliRunner, Result
 
 from hyperconn.cli.app import app
-from lab_cases import write_text
-
-TOML = """
-[model]
-blocks = 2
-channels = 8
-heads = 2
-context = 16
-
-[train]
-steps = {steps}
-batch = 2
-eval_every = 3
-eval_windows = 4
-checkpoint_every = {checkpoint_every}
-
-[data]
-path = {text}
-
-[hyper_connection]
-preset = "kromhc"
-fn_std = 0.05
-"""
+from lab_cases import tiny, write_text
 
 
 def run(*arguments: str | Path) -> Result:
@@ -53,8 +31,8 @@ def words(result: Result) -> str:
     return " ".join(re.sub(r"[│┃|]", " ", result.stdout).split())
 
 
-def write_config(tmp_path: Path, steps: int = 6, checkpoint_every: int = 3) -> Path:
-    text = json.dumps(str(write_text(tmp_path / "text.txt")))
-    path = tmp_path / "tiny.toml"
-    path.write_text(TOML.format(steps=steps, checkpoint_every=checkpoint_every, text=text))
+def write_config(tmp_path: Path, **train: int) -> Path:
+    text = write_text(tmp_path / "text.txt")
+    path = tmp_path / "tiny.json"
+    path.write_text(json.dumps(tiny(data={"path": str(text)}, train=train).to_dict()))
     return path

@@ -35,8 +35,17 @@ def twins(preset: str | None = None, **options: Any) -> tuple[HyperConnection, H
     return block, on(block, "torch").double()
 
 
+def streams(block: HyperConnection, *batch: int, dtype: torch.dtype = EXACT_DTYPE) -> Tensor:
+    return torch.randn(*batch, *block.stream_shape, dtype=torch.float64).to(DEVICE, dtype)
+
+
 def leaves_of(block: nn.Module, x: Tensor) -> list[Tensor]:
-    return [x, *(parameter for parameter in block.parameters() if parameter.requires_grad)]
+    return [leaf for leaf in (x, *block.parameters()) if leaf.requires_grad]
+
+
+def everything(out: Any) -> Tensor:
+    """Streams, and beside them what a layer with delayed reads hands on."""
+    return out if isinstance(out, Tensor) else torch.cat([out[0], out[1].unsqueeze(-1).to(out[0].dtype)], -1)
 
 
 def compare(
@@ -45,19 +54,20 @@ def compare(
     x: Tensor,
     tolerance: float,
     *,
-    through: Callable[[nn.Module, Tensor], Tensor] = lambda block, x: block(x),
+    through: Callable[[nn.Module, Tensor], Any] = lambda block, x: block(x),
+    cotangent: Callable[[Tensor], Tensor] = torch.randn_like,
+    needs_x: bool = True,
 ) -> Tensor:
     """Same output, and same gradients of x and of every parameter, none of which vanishes; returns the output."""
-    mine, theirs = x.detach().requires_grad_(), x.detach().double().requires_grad_()
-    out, expected = through(fused, mine), through(reference, theirs)
+    mine, theirs = x.detach().requires_grad_(needs_x), x.detach().double().requires_grad_(needs_x)
+    out, expected = everything(through(fused, mine)), everything(through(reference, theirs))
     assert out.dtype == x.dtype and out.shape == expected.shape
     assert relative_error(out.detach(), expected.detach()) < tolerance
-    cotangent = torch.randn(expected.shape, dtype=torch.float64, device=x.device).to(x.dtype)
-    gradients = torch.autograd.grad(out, leaves_of(fused, mine), cotangent)
-    wanted = torch.autograd.grad(expected, leaves_of(reference, theirs), cotangent.double())
-    names = ["x", *(name for name, parameter in fused.named_parameters() if parameter.requires_grad)]
-    for name, gradient, want in zip(names, gradients, wanted, strict=True):
-        assert relative_error(gradient, want) < tolerance, name
+    d = cotangent(out.detach())
+    gradients = torch.autograd.grad(out, leaves_of(fused, mine), d)
+    wanted = torch.autograd.grad(expected, leaves_of(reference, theirs), d.double())
+    for leaf, gradient, want in zip(leaves_of(fused, mine), gradients, wanted, strict=True):
+        assert relative_error(gradient, want) < tolerance, list(leaf.shape)
     return out
 
 

@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from hyperconn.lab import Corpus, LabConfig, load_corpus
+from hyperconn.lab import Corpus, LabConfig, Run, load_corpus
 
 TINY: dict[str, Any] = {
     "model": {"blocks": 2, "channels": 8, "heads": 2, "context": 16},
@@ -37,5 +37,10 @@ def write_text(path: Path, words: int = 3000, seed: int = 0) -> Path:
 
 def corpus(path: Path, config: LabConfig) -> Corpus:
     """The text at ``path`` as the config would read it."""
-    data = config.data
-    return load_corpus(path, max_bytes=data.max_bytes, held_out=data.held_out, context=config.model.context)
+    return load_corpus(LabConfig.from_dict({"data": {"path": str(path)}}).data, config.model.context)
+
+
+def start(text: Path, **sections: Any) -> Run:
+    """A run of the tiny config on that text."""
+    config = tiny(**sections)
+    return Run(config, corpus(text, config))

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor, nn
 
+from hyperconn import manifolds
 from hyperconn.manifolds.registry import Registry
 
 # A part in few lines: everything else is inherited from one that keeps the laws.
@@ -66,6 +71,29 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
     for module in set(sys.modules) - modules_before:
         if str(getattr(sys.modules[module], "__file__", None)).startswith(str(tmp_path)):
             del sys.modules[module]
+
+
+def forget() -> None:
+    """As if the process had started after the change."""
+    manifolds.unregister("tilt")
+    for registry in Registry.all:
+        registry._providers.clear()
+
+
+def reinstall(info: Path, name: str, version: str) -> None:
+    """Another distribution with the same module."""
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n", encoding="utf-8")
+    info.rename(info.with_name(f"{name.replace('-', '_')}-{version}.dist-info"))
+    forget()
+
+
+def saved_and_read(module: nn.Module) -> Any:
+    file = io.BytesIO()
+    torch.save(module.state_dict(), file)
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+    assert all(isinstance(value, Tensor) for value in state.values())
+    return state
 
 
 EVEN = """

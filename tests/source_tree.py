@@ -18,7 +18,7 @@ def source_files(folder: str) -> list[Path]:
 def module_name(path: Path) -> str:
     """The import name of a file below one of the top folders.
 
-    >>> module_name(ROOT / "kernels" / "steps.py"), module_name(ROOT / "manifolds" / "__init__.py")
+    >>> module_name(ROOT / "kernels" / "maps" / "sinkhorn.py"), module_name(ROOT / "manifolds" / "__init__.py")
     ('hyperconn.kernels.maps.sinkhorn', 'hyperconn.manifolds')
     """
     folder, *inside = path.relative_to(ROOT).with_suffix("").parts

@@ -10,7 +10,7 @@ from torch import nn
 
 from cli_cases import refused, run, words
 from hyperconn import HyperConnection, HyperConnectionConfig, manifolds
-from hyperconn.cli.bench import _interleaved, _step
+from hyperconn.cli.bench import _step
 
 SMALL = ("--tokens", 5, "--dim", 8, "--rounds", 3)
 INTERPRETED = not torch.cuda.is_available()
@@ -48,14 +48,6 @@ def test_a_step_is_a_forward_and_backward_of_everything() -> None:
     assert set(seen) == {*parameters, "x"} and len(parameters) == 4
     assert all(largest > 0 for largest in seen.values())
     assert x.grad is None and all(tensor.grad is None for tensor in parameters.values())
-
-
-def test_rounds_take_turns() -> None:
-    order: list[str] = []
-    steps = {name: lambda name=name: order.append(name) for name in ("plain", "mine")}
-    seconds = _interleaved(steps, 3, lambda: order.append("|"))
-    assert order == ["|", "plain", "|", "|", "mine", "|"] * (2 + 3)  # two rounds warm up
-    assert [len(taken) for taken in seconds.values()] == [3, 3]
 
 
 @pytest.mark.parametrize(

@@ -132,13 +132,13 @@ def test_every_pass_is_here() -> None:
 
 
 @pytest.mark.parametrize("n", SIZES)
-@pytest.mark.parametrize(("T", "C"), ((1, 1), (3, 7), (1, 37), (3, 130)))
+@pytest.mark.parametrize(("T", "C"), ((1, 1), (3, 37), (2, 130)))
 def test_exact(n: int, T: int, C: int) -> None:
     check_all(tensors(T, n, C, EXACT_DTYPE))
 
 
 @pytest.mark.parametrize("n", (1, 3, 4))
-@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16), ids=str)
+@pytest.mark.parametrize("dtype", (torch.float32, *SHORT), ids=str)
 def test_rounded(n: int, dtype: torch.dtype) -> None:
     check_all(tensors(3, n, 130, dtype))
 
@@ -157,7 +157,7 @@ MODULES = ("project", "read", "write", "write_backward", "mixing_backward", "pro
 def narrow(monkeypatch: pytest.MonkeyPatch, programs: int) -> None:
     """Tiles of 16 channels, and as many splits as make about so many programs, however little each has to do."""
     monkeypatch.setattr("hyperconn.kernels.fused.tuning._ENOUGH_PROGRAMS", programs)
-    modules = [importlib.import_module(f"hyperconn.kernels.fused.{name}") for name in MODULES]
+    modules = [importlib.import_module(f"hyperconn.kernels.fused.passes.{name}") for name in MODULES]
     small: dict[str, Any] = {
         "channel_tile": lambda C, widest: 16,
         "splits": lambda tiles, length, step, **least: splits(tiles, length, step),
@@ -178,11 +178,16 @@ def test_splits_cover_everything(fewest: int) -> None:
         assert count == 1 or (count <= 32 and each >= fewest * step)
 
 
-@pytest.mark.parametrize(("n", "programs"), ((3, 1), (3, 512), (4, 512), (5, 1)))
+@pytest.mark.parametrize(("n", "programs"), ((3, 512), (4, 1)))
 def test_many_programs_and_split_sums(n: int, programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """From programs that walk over all channels, or all tokens, to sums in as many parts as there can be."""
     narrow(monkeypatch, programs)
-    check_all(tensors(17, n, 70, EXACT_DTYPE, 24))
+    check_all(tensors(17, n, 40, EXACT_DTYPE, 24))
+    t = tensors(17, n, 40, torch.float32, 24)
+    for run in EVERY_PASS.values():
+        with poisoned_memory():
+            one, two = run(fused, t), run(fused, t)
+        assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
 
 
 def test_sums_are_split_above(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,11 +202,13 @@ def test_sums_are_split_above(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_large_batches_have_other_tiles() -> None:
-    check_all(tensors(1030, 2, 5, EXACT_DTYPE))
+    t = tensors(1030, 2, 5, EXACT_DTYPE)
+    for name in ("project", "read", "write", "write_backward", "coefficients_backward"):
+        check_results(PASSES[name](fused, t), PASSES[name], t)
 
 
-@pytest.mark.parametrize("n", (2, 4, 6))
-@pytest.mark.parametrize("P", (1, 3, 24, 40, 130))
+@pytest.mark.parametrize("n", (2, 6))
+@pytest.mark.parametrize("P", (1, 24, 40, 130))
 def test_any_number_of_projections(n: int, P: int) -> None:
     """Below and above what a program can accumulate while it writes, and beside the gradient of the streams."""
     t = tensors(19, n, 21, EXACT_DTYPE, P)
@@ -227,31 +234,28 @@ def test_both_ways_to_the_gradient_of_the_weights_are_tested() -> None:
         assert [launch.name for launch in launches] == expected
 
 
-@pytest.mark.parametrize("n", (3, 6))
-@pytest.mark.parametrize("dtype", (EXACT_DTYPE, torch.bfloat16), ids=str)
+@pytest.mark.parametrize(("n", "dtype"), ((3, torch.bfloat16), (6, EXACT_DTYPE)), ids=str)
 def test_every_combination_of_gradients(n: int, dtype: torch.dtype) -> None:
     t = tensors(5, n, 7, dtype)
+    runs: list[Callable[[Any, Tensors], Sequence[Tensor | None]]] = [
+        lambda m, t, G=G, du=du: m.coefficients_backward(t.x, t.G if G else None, t.du if du else None)
+        for G, du in itertools.product((True, False), repeat=2)
+    ]
+    runs += [
+        lambda m, t, used=used, needs=needs: m.project_backward(t.x, *terms(t, used), *needs)
+        for *used, needs in itertools.product((True, False), (True, False), (True, False), BOTH)
+    ]
     seen = 0
-    for with_G, with_du in itertools.product((True, False), repeat=2):
-
-        def run(m: Any, t: Tensors, with_G: bool = with_G, with_du: bool = with_du) -> list[Tensor | None]:
-            return m.coefficients_backward(t.x, t.G if with_G else None, t.du if with_du else None)
-
+    for run in runs:
         with poisoned_memory():
             results = run(fused, t)
         seen += check_results(results, run, t)
-    assert seen == 4
-    seen = 0
-    for *used, needs_x, needs_fn in itertools.product((True, False), repeat=5):
+    # Two of coefficients_backward twice each; 16 with needs_x, two of them without any term; 16 with needs_fn, half of
+    # them without a projection.
+    assert seen == 4 + 14 + 8
 
-        def run(m: Any, t: Tensors, used: list[bool] = used, needs: Any = (needs_x, needs_fn)) -> list[Tensor | None]:
-            return m.project_backward(t.x, *terms(t, used), *needs)
 
-        with poisoned_memory():
-            results = run(fused, t)
-        seen += check_results(results, run, t)
-    # 16 with needs_x, one of them without any term; 16 with needs_fn, half of them without a projection
-    assert seen == 14 + 8
+BOTH = tuple(itertools.product((True, False), repeat=2))
 
 
 def terms(t: Tensors, used: list[bool]) -> list[tuple[Tensor, Tensor] | None]:
@@ -259,28 +263,14 @@ def terms(t: Tensors, used: list[bool]) -> list[tuple[Tensor, Tensor] | None]:
     return [pair if use else None for pair, use in zip(pairs, used, strict=True)]
 
 
-@pytest.mark.parametrize("n", (1, 3, 4))
-@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
-def test_no_tokens(n: int, dtype: torch.dtype) -> None:
-    t = tensors(0, n, 7, dtype)
-    for run in PASSES.values():
-        assert [result.shape for result in run(fused, t)] == [result.shape for result in run(reference, t.wide())]
+def test_no_tokens() -> None:
+    t = tensors(0, 3, 7, torch.bfloat16)
     with poisoned_memory():
-        _, dfn = PASSES["project_backward"](fused, t)
-        assert torch.equal(dfn, torch.zeros_like(t.fn))
+        for run in EVERY_PASS.values():
+            assert [result.shape for result in run(fused, t)] == [result.shape for result in run(reference, t.wide())]
         alone = fused.project_backward(t.x, None, None, (t.fn, t.draw), needs_x=False)[1]
-    assert torch.equal(alone, torch.zeros_like(t.fn))
-    written, raw = fused.write_project(t.x, t.H, t.post, t.y, t.fn)
-    assert written.shape == (0, n, 7) and raw.shape == (0, t.draw.shape[1])
-
-
-def test_two_runs_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    narrow(monkeypatch, 512)
-    t = tensors(17, 3, 40, torch.float32, 24)
-    for run in EVERY_PASS.values():
-        with poisoned_memory():
-            one, two = run(fused, t), run(fused, t)
-        assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+        for dfn in (alone, PASSES["project_backward"](fused, t)[1]):
+            assert torch.equal(dfn, torch.zeros_like(t.fn))
 
 
 def test_other_dtypes_and_layouts_of_the_arguments() -> None:
@@ -328,13 +318,6 @@ def test_shapes_that_do_not_fit_are_named(name: str) -> None:
 # ------------------------------------------------------------------------------------------- as operators
 
 
-def operators() -> set[str]:
-    """What is registered for the streaming passes."""
-    names = {str(op).split(".")[1] for op in vars(fused).values() if isinstance(op, torch._ops.OpOverload)}
-    assert all(hasattr(torch.ops.hyperconn, name) for name in names)
-    return names
-
-
 def operator_calls(t: Tensors) -> dict[str, list[tuple[Any, ...]]]:
     everything = (t.x, t.H, t.G, t.pre, t.du, t.fn, t.draw)
     return {
@@ -353,12 +336,12 @@ def operator_calls(t: Tensors) -> dict[str, list[tuple[Any, ...]]]:
     }
 
 
-@pytest.mark.parametrize("T", (0, 3))
-@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+@pytest.mark.parametrize(("T", "dtype"), ((0, torch.float32), (3, torch.bfloat16)))
 def test_operators(T: int, dtype: torch.dtype) -> None:
     """Schema, fake results with the real shapes, dtypes and strides, no aliases, no autograd by accident."""
     calls = operator_calls(tensors(T, 3, 7, dtype))
-    assert set(calls) == operators()
+    registered = {str(op).split(".")[1] for op in vars(fused).values() if isinstance(op, torch._ops.OpOverload)}
+    assert set(calls) == registered
     for name, arguments in calls.items():
         for call in arguments:
             torch.library.opcheck(getattr(torch.ops.hyperconn, name).default, call)
@@ -384,10 +367,10 @@ def tensor_cores(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="a GPU has tensor cores of its own")
-@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16), ids=str)
-@pytest.mark.parametrize("n", (2, 4, 6))
+@pytest.mark.parametrize("dtype", (torch.float32, *SHORT), ids=str)
+@pytest.mark.parametrize("n", (2, 6))
 def test_products_keep_float32(dtype: torch.dtype, n: int, tensor_cores: list[int]) -> None:
-    t = tensors(16, n, 70, dtype, 24)
+    t = tensors(16, n, 40, dtype, 24)
     for name in ("project", "project_backward"):
         check_results(PASSES[name](fused, t), PASSES[name], t)
     check_written(t)

@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-import importlib
 import os
-import pkgutil
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from triton.runtime.jit import KernelInterface
+import torch
+import triton.language as tl
+from triton.runtime.jit import JITFunction
 
-import hyperconn.kernels.fused
 import kernel_cases
 import kernels_report
-from hyperconn import manifolds
+import proofs
+from hyperconn import gates, manifolds
+from hyperconn.kernels.fused.launch import Launch
 from kernels_report import Usage, amd_usage, nvidia_usage
 from source_tree import ROOT
-
-BENCHMARKS = ROOT / "benchmarks"
-
-
-def python(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Python with triton as a compiler, not as an interpreter."""
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, cwd=ROOT)
-
 
 # ------------------------------------------------------------------------------------------------ what is covered
 
@@ -39,26 +30,17 @@ def launched(n: int) -> set[str]:
 
 def test_every_kernel_is_in_the_report() -> None:
     """Kernels are the jit functions called `…_kernel`; the others are device functions, which these call."""
-    package = hyperconn.kernels.fused
-    modules = [
-        importlib.import_module(f"{package.__name__}.{found.name}") for found in pkgutil.iter_modules(package.__path__)
-    ]
-    kernels = {
-        name
-        for module in modules
-        for name, value in vars(module).items()
-        if name.endswith("_kernel") and isinstance(value, KernelInterface) and value.fn.__module__ == module.__name__
-    }
-    assert len(kernels) >= 5
+    kernels = proofs.every_kernel()
+    assert len(kernels) > 8
     assert launched(4) == kernels
 
 
-def test_every_manifold_with_a_pair_is_in_the_report() -> None:
-    with_pair = {name for name in manifolds.available() if manifolds.make(name, n=4).kernel is not None}
-    assert {constraint.manifold for constraint in kernel_cases.CONSTRAINTS} == with_pair
-    for constraint in kernel_cases.CONSTRAINTS:
-        for n in kernel_cases.STREAM_COUNTS:
-            assert n > constraint.largest_n or constraint.make(n).kernel is not None, (constraint.name, n)
+def test_every_part_with_a_pair_is_in_the_report() -> None:
+    """Any gate, and any manifold, that is registered and has device functions."""
+    shown = [{"pre_gate": "sigmoid", "post_gate": "double_sigmoid", **fields} for fields, _ in kernel_cases.CONSTRAINTS]
+    for part, keys in ((manifolds, ("manifold",)), (gates, ("pre_gate", "post_gate"))):
+        with_pair = {name for name in part.available() if part.make(name, n=4).kernel is not None}
+        assert {fields[key] for fields in shown for key in keys} == with_pair
 
 
 def test_names_are_unique_and_all_sizes_launch() -> None:
@@ -143,43 +125,34 @@ def kernel_cases():
 '''  # fmt: skip
 
 
-# case -> how its verdict starts, at two streams and at four
+# case -> how its verdict at four streams starts
 VERDICTS = {
-    "copy": ("", ""),
-    "spill": ("", "FAILED: spills"),
-    "nonsense": ("FAILED: CompilationError", "FAILED: CompilationError"),
-    "crash": ("FAILED: BrokenProcessPool", "FAILED: BrokenProcessPool"),
+    "copy": "",
+    "spill": "FAILED: spills",
+    "nonsense": "FAILED: CompilationError",
+    "crash": "FAILED: BrokenProcessPool",
 }
 
 
-def report(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The command on kernels of this test."""
-    (folder / "kernel_cases.py").write_text(EXAMPLES, encoding="utf-8")
-    start = (
-        f"import sys; sys.path[:0] = [{str(folder)!r}, {str(BENCHMARKS)!r}]\n"
-        "import kernels_report; sys.exit(kernels_report.main(sys.argv[1:]))"
-    )
-    return python("-c", start, *arguments)
-
-
-def test_good_kernels_pass(tmp_path: Path) -> None:
-    result = report(tmp_path, "--only", "copy")
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "8 kernels compiled" in result.stdout and "0 errors, 0 with spills" in result.stdout
-    assert [line.split()[4] for line in result.stdout.splitlines()[1:9]] == list(kernels_report.TARGETS) * 2
-
-
 def test_bad_kernels_fail_and_are_named(tmp_path: Path) -> None:
-    """Each by its own; a compiler that crashes does not stop the others, and spills count at four streams only."""
-    result = report(tmp_path, "--target", "cuda90", "--workers", "1")
-    assert result.returncode == 1
+    """Each by its own; a compiler that crashes does not stop the others."""
+    (tmp_path / "kernel_cases.py").write_text(EXAMPLES, encoding="utf-8")
+    start = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT / 'benchmarks')!r}]\n"
+    start += "import kernels_report; sys.exit(kernels_report.main(sys.argv[1:]))"
+    # Triton as a compiler, not as an interpreter.
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", start, "--n", "4", "--target", "cuda90", "gfx942", "--workers", "1"]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert result.returncode == 1, result.stderr
     lines = [line.split(maxsplit=9) for line in result.stdout.splitlines() if line.startswith(tuple(VERDICTS))]
-    assert [(case, int(n)) for case, _, n, *_ in lines] == [(case, n) for case in VERDICTS for n in (2, 4)]
-    for case, _, n, *_, spills, _, verdict in (line if len(line) > 9 else [*line, ""] for line in lines):
-        assert verdict.startswith(VERDICTS[case][int(n) == 4]), (case, n, verdict)
-        assert (case == "spill") == (spills.isdigit() and int(spills) > 0), (case, n, spills)
+    assert [(case, target) for case, _, _, _, target, *_ in lines] == [
+        (case, target) for case in VERDICTS for target in ("cuda90", "gfx942")
+    ]
+    for case, *_, spills, _, verdict in (line if len(line) > 9 else [*line, ""] for line in lines):
+        assert verdict.startswith(VERDICTS[case]) and bool(verdict) == bool(VERDICTS[case]), (case, verdict)
+        assert (case == "spill") == (spills.isdigit() and int(spills) > 0), (case, spills)
     assert "undefined_name" in result.stdout
-    assert "8 kernels compiled" in result.stdout and "4 errors, 2 with spills, 1 of them at n = 4" in result.stdout
+    assert "8 kernels compiled" in result.stdout and "4 errors, 2 with spills, 2 of them at n = 4" in result.stdout
 
 
 @pytest.mark.parametrize(("n", "spills", "failed"), [(4, 0, False), (4, 1, True), (8, 1, False)])
@@ -198,35 +171,21 @@ def test_no_case_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert "no case matches 'nothing of this name'" in capsys.readouterr().err
 
 
-def test_what_the_compiler_is_told(tmp_path: Path) -> None:
+def test_what_the_compiler_is_told() -> None:
     """Alignment of pointers, divisible sizes and sizes of one, as in a real launch."""
-    (tmp_path / "kernel_cases.py").write_text(EXAMPLES, encoding="utf-8")
-    script = (
-        f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(BENCHMARKS)!r}]\n"
-        "from kernel_cases import *; import kernels_report\n"
-        "x = torch.empty(1024, dtype=torch.bfloat16, device='meta')\n"
-        "given = {'x_ptr': x, 'y_ptr': x[1:], 'size': SIZE, 'one': 1}\n"
-        "for size in (1024, 1000, 2**33):\n"
-        "    for target in ('cuda90', 'gfx942'):\n"
-        "        launch = Launch(copy, (1,), {**given, 'size': size}, {'BLOCK': 8})\n"
-        "        print(*kernels_report.specialise(launch, target), sep='|')\n"
-    ).replace("SIZE", "1")
-    result = python("-c", script)
-    assert result.returncode == 0, result.stderr
-    lines = [[eval(part) for part in line.split("|")] for line in result.stdout.splitlines()]
+
+    def copy(x_ptr, y_ptr, size, one, BLOCK: tl.constexpr):
+        pass
+
+    x = torch.empty(1024, dtype=torch.bfloat16, device="meta")
+
+    def told(size: int, target: str) -> tuple[object, ...]:
+        given = {"x_ptr": x, "y_ptr": x[1:], "size": size, "one": 1}
+        return kernels_report.specialise(Launch(JITFunction(copy), (1,), given, {"BLOCK": 8}), target)
+
     types = {"x_ptr": "*bf16", "y_ptr": "*bf16", "size": "i32", "one": "constexpr", "BLOCK": "constexpr"}
     aligned, near = ["tt.divisibility", 16], ["tt.pointer_range", 32]
-    assert lines[0] == [types, {(3,): 1, (4,): 8}, {(0,): [aligned], (2,): [aligned]}]
-    assert lines[1][2] == {(0,): [aligned, near], (1,): [near], (2,): [aligned]}
-    assert lines[2][2] == {(0,): [aligned]}
-    assert lines[4][0] == {**types, "size": "i64"}
-    assert len(lines) == 6
-
-
-def test_the_library_at_four_streams() -> None:
-    """A corner of the matrix that `make kernels-report` prints in full."""
-    result = python(str(BENCHMARKS / "kernels_report.py"), "--n", "4", "--dtype", "bf16", "--target", "cuda90")
-    assert result.returncode == 0, result.stdout + result.stderr
-    lines = result.stdout.splitlines()
-    assert {re.search(r" (_\w+_kernel) ", line).group(1) for line in lines[1:-2]} == launched(4)
-    assert f"{len(lines) - 3} kernels compiled" in lines[-1] and "0 errors, 0 with spills" in lines[-1]
+    assert told(1024, "cuda90") == (types, {(3,): 1, (4,): 8}, {(0,): [aligned], (2,): [aligned]})
+    assert told(1024, "gfx942")[2] == {(0,): [aligned, near], (1,): [near], (2,): [aligned]}
+    assert told(1000, "cuda90")[2] == {(0,): [aligned]}
+    assert told(2**33, "cuda90")[0] == {**types, "size": "i64"}

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hyperconn import HyperConnection, HyperConnectionConfig, HyperConnectionHead
 from hyperconn.lab import GPT, ModelConfig
-from hyperconn.lab.compare import DEFAULT_PRESETS
+from hyperconn.lab.contest import DEFAULT_PRESETS
 
 SIZES = ModelConfig(blocks=2, channels=16, heads=2, context=12)
 KINDS: dict[str, HyperConnectionConfig | None] = {"plain": None} | {
@@ -27,14 +27,16 @@ def shared(model: GPT) -> dict[str, Tensor]:
     return {
         name: value
         for name, value in model.state_dict().items()
-        if not name.startswith(("sublayers", "head")) or ".branch." in name
+        if not name.startswith(("sublayers", "collapse")) or ".branch." in name
     }
 
 
 @each_kind
 def test_every_kind_starts_with_the_same_branches(name: str) -> None:
     """Fails if a connection draws random numbers before the branches do: fn_std is not 0 here."""
+    before = torch.get_rng_state()
     plain, other = shared(GPT(SIZES, None, seed=3)), shared(GPT(SIZES, KINDS[name], seed=3))
+    assert torch.equal(torch.get_rng_state(), before)
     assert plain.keys() == other.keys() and len(plain) == 4 + 4 * 6
     assert all(torch.equal(plain[key], other[key]) for key in plain)
     assert not torch.equal(plain["token.weight"], shared(GPT(SIZES, KINDS[name], seed=4))["token.weight"])
@@ -45,12 +47,6 @@ def test_seed_decides_the_connections_too() -> None:
     assert all(torch.equal(one[key], two[key]) for key in one)
     assert not torch.equal(one["sublayers.0.fn"], other["sublayers.0.fn"])
     assert one["sublayers.0.fn"].std() > 0.05
-
-
-def test_building_leaves_the_global_generator_alone() -> None:
-    before = torch.get_rng_state()
-    GPT(SIZES, KINDS["mhc"], seed=0)
-    assert torch.equal(torch.get_rng_state(), before)
 
 
 @each_kind
@@ -70,29 +66,27 @@ def test_every_parameter_learns(name: str) -> None:
     model.loss(tokens(), tokens().roll(-1, 1)).backward()
     still = [key for key, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
     # The head predicts with weights that start at 0, so its scale moves from the second step on.
-    assert set(still) <= {"head.hc_scale"}, still
+    assert set(still) <= {"collapse.hc_scale"}, still
 
 
 @pytest.mark.parametrize("name", [name for name in DEFAULT_PRESETS if name != "plain"])
 def test_residual_init_starts_as_the_plain_model(name: str) -> None:
-    kind = HyperConnectionConfig.preset(name, init="residual")
-    collapse_to_mean = GPT(SIZES, HyperConnectionConfig.from_dict({**kind.to_dict(), "collapse": "mean"}), seed=0)
+    kind = HyperConnectionConfig.preset(name, init="residual", collapse="mean", fn_std=0.0)
     plain = GPT(SIZES, None, seed=0)
-    torch.testing.assert_close(collapse_to_mean(tokens()), plain(tokens()), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(GPT(SIZES, kind, seed=0)(tokens()), plain(tokens()), rtol=1e-5, atol=1e-5)
 
 
-def test_sublayers_know_their_place() -> None:
+def test_sublayers_and_collapse_are_what_the_config_says() -> None:
     model = GPT(SIZES, KINDS["kromhc"], seed=0)
     layers = [m for m in model.modules() if isinstance(m, HyperConnection)]
     assert [layer.layer_index for layer in layers] == [0, 1, 2, 3]
     assert all(layer.config == KINDS["kromhc"] and layer.dim == 16 for layer in layers)
-    kinds = [type(layer.branch).__name__ for layer in layers]
-    assert kinds == ["Attention", "MLP", "Attention", "MLP"]
-
-
-def test_head_is_there_when_the_config_collapses_with_it() -> None:
-    assert isinstance(GPT(SIZES, KINDS["ihc"], seed=0).head, HyperConnectionHead)
-    assert GPT(SIZES, KINDS["kromhc"], seed=0).head is None
+    assert [type(layer.branch).__name__ for layer in layers] == ["Attention", "MLP", "Attention", "MLP"]
+    assert model.collapse == HyperConnectionConfig(collapse="sum").make_collapse()
+    head = HyperConnectionConfig.preset("ihc", streams=2, norm_eps=1e-3)
+    collapse = GPT(SIZES, head, seed=0).collapse
+    assert isinstance(collapse, HyperConnectionHead)
+    assert (collapse.dim, collapse.streams, collapse.norm_eps) == (16, 2, 1e-3)
 
 
 @each_kind

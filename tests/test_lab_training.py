@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-import errno
+import json
 import resource
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from hyperconn.lab import Corpus, LabConfig, Run, train
+from hyperconn.lab import Corpus, LabConfig, train
 from hyperconn.lab.checkpoint import CheckpointError, load_checkpoint, read_checkpoint, save_checkpoint
 from hyperconn.lab.run import DivergedError
-from hyperconn.lab.train import CHECKPOINT, CheckpointNotWrittenError
-from lab_cases import corpus, tiny, write_text
+from hyperconn.lab.training import CHECKPOINT, CheckpointNotWrittenError
+from lab_cases import start, write_text
 
 
 @pytest.fixture
@@ -23,34 +22,11 @@ def text(tmp_path: Path) -> Path:
     return write_text(tmp_path / "text.txt")
 
 
-def start(text: Path, **sections: Any) -> Run:
-    config = tiny(**sections)
-    return Run(config, corpus(text, config))
-
-
-def flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Every leaf of nested tables and lists by its path."""
-    if isinstance(value, dict):
-        value = list(value.items())
-    elif isinstance(value, list):
-        value = list(enumerate(value))
-    else:
-        return {prefix: value}
-    return {path: leaf for key, item in value for path, leaf in flat(item, f"{prefix}/{key}").items()}
-
-
-def assert_equal_bit_for_bit(one: Path, two: Path) -> int:
-    """Compare everything in two checkpoints but the settings; returns how many tensors were compared."""
-    first, second = (flat({k: v for k, v in read_checkpoint(p).items() if k != "config"}) for p in (one, two))
-    assert first.keys() == second.keys()
-    tensors = 0
-    for path, value in first.items():
-        if isinstance(value, torch.Tensor):
-            assert torch.equal(value, second[path]), path
-            tensors += 1
-        else:
-            assert value == second[path], path
-    return tensors
+def content(folder: Path) -> str:
+    """Every number and word of a checkpoint but for its settings, to the last digit."""
+    state = read_checkpoint(folder / CHECKPOINT)
+    del state["config"]
+    return json.dumps(state, default=torch.Tensor.tolist)
 
 
 def test_it_learns(text: Path) -> None:
@@ -64,10 +40,10 @@ def test_it_learns(text: Path) -> None:
     assert run.history.valid == [(0, before), (60, run.evaluate())]
 
 
-@pytest.mark.parametrize("preset", ["plain", "hc", "kromhc", "deepseek-v4"])
+@pytest.mark.parametrize("preset", ["plain", "hc", "kromhc", "deepseek-v4", "deepseek-v4.1"])
 def test_resume_is_bit_exact(text: Path, tmp_path: Path, preset: str) -> None:
     """20 steps straight are 10 steps and 10 more from the checkpoint, dropout included."""
-    folders = [tmp_path / name for name in ("straight", "halves")]
+    folders = [tmp_path / name for name in ("straight", "halves", "other seed")]
     kind = {"preset": preset} if preset == "plain" else {"preset": preset, "fn_std": 0.05}
     sections = {"model": {"dropout": 0.2}, "hyper_connection": kind}
     for folder in folders:
@@ -79,25 +55,11 @@ def test_resume_is_bit_exact(text: Path, tmp_path: Path, preset: str) -> None:
     load_checkpoint(second, folders[1] / CHECKPOINT)
     assert second.step == 10 and len(second.history.train) == 10
     assert train(second, folders[1])
-    assert assert_equal_bit_for_bit(*(folder / CHECKPOINT for folder in folders)) > 60
-    assert len(read_checkpoint(folders[1] / CHECKPOINT)["history"]["valid"]) == 4
-
-
-def test_the_comparison_of_checkpoints_can_fail(text: Path, tmp_path: Path) -> None:
-    for seed in (0, 1):
-        (tmp_path / str(seed)).mkdir()
-        train(start(text, train={"seed": seed}), tmp_path / str(seed))
-    with pytest.raises(AssertionError):
-        assert_equal_bit_for_bit(tmp_path / "0" / CHECKPOINT, tmp_path / "1" / CHECKPOINT)
-
-
-def test_dropout_is_a_function_of_seed_and_step(text: Path) -> None:
-    runs = [start(text, model={"dropout": 0.5}, train={"seed": seed}) for seed in (0, 0, 1)]
-    for k, run in enumerate(runs):
-        torch.manual_seed(k)
-        run.advance()
-    losses = [run.history.train[0] for run in runs]
-    assert losses[0] == losses[1] != losses[2]
+    assert content(folders[0]) == content(folders[1]) and len(content(folders[0])) > 50_000
+    saved = read_checkpoint(folders[1] / CHECKPOINT)
+    assert len(saved["history"]["valid"]) == 4 and LabConfig.from_dict(saved["config"]) == second.config
+    assert train(start(text, train={"steps": 20, "eval_every": 5, "seed": 1}, **sections), folders[2])
+    assert content(folders[0]) != content(folders[2])  # the comparison can fail
 
 
 def test_checkpoints_and_evaluations_come_when_due(text: Path, tmp_path: Path) -> None:
@@ -114,7 +76,21 @@ def test_checkpoints_and_evaluations_come_when_due(text: Path, tmp_path: Path) -
     assert seen == [0, 0, 0, 3, 3, 3, 6]
     assert evaluated == [2, 4, 6, 7]
     assert read_checkpoint(tmp_path / CHECKPOINT)["step"] == 7
-    assert [file.name for file in tmp_path.iterdir() if file.name != "text.txt"] == [CHECKPOINT]
+    assert {file.name for file in tmp_path.iterdir()} == {"text.txt", CHECKPOINT}
+
+
+def test_the_optimizer_is_what_the_config_says(text: Path) -> None:
+    run = start(text, train={"learning_rate": 0.5, "warmup": 4, "clip": 0.0, "weight_decay": 0.5})
+    for expected in (0.125, 0.25, 0.375, 0.5, 0.5):
+        run.advance()
+        assert {group["lr"] for group in run.optimizer.param_groups} == {expected}
+    decayed, spared = run.optimizer.param_groups
+    assert decayed["weight_decay"] == 0.5 and spared["weight_decay"] == 0.0
+    assert all(p.dim() >= 2 for p in decayed["params"]) and all(p.dim() < 2 for p in spared["params"])
+    assert len(decayed["params"]) + len(spared["params"]) == len(list(run.model.parameters()))
+    for name in ("cuda:99", "tpu9000"):
+        with pytest.raises(ValueError, match=f"train.device '{name}' cannot be used here"):
+            start(text, train={"device": name})
 
 
 # ----------------------------------------------------------------------------------------- other checkpoints
@@ -131,69 +107,45 @@ def test_checkpoints_and_evaluations_come_when_due(text: Path, tmp_path: Path) -
         ({"hyper_connection": None}, ["checkpoint has Kronecker(n=4", "config has plain residual"]),
         ({"model": {"channels": 16}}, ["model.channels is 8 in the checkpoint and 16 in the config"]),
         ({"train": {"seed": 5}}, ["train.seed is 0 in the checkpoint and 5 in the config"]),
-        ({"train": {"schedule": "cosine"}}, ["train.schedule is constant in the checkpoint and cosine over 6 steps"]),
+        ({"text": "other.txt"}, ["trained on other text: ", "text.txt", "this run reads ", "other.txt"]),
     ],
 )
 def test_checkpoint_of_another_setup_is_refused(
     text: Path, tmp_path: Path, other: dict[str, Any], says: list[str]
 ) -> None:
     train(start(text), tmp_path)
-    run = start(text, **other)
+    own = write_text(tmp_path / other.pop("text"), seed=1) if "text" in other else text
+    run = start(own, **other)
     before = {name: value.clone() for name, value in run.model.state_dict().items()}
     with pytest.raises(CheckpointError) as caught:
         load_checkpoint(run, tmp_path / CHECKPOINT)
-    for part in (*says, str(tmp_path / CHECKPOINT), "(step 6)", "another --out folder"):
+    for part in (*says, str(tmp_path / CHECKPOINT), "another --out folder"):
         assert part in str(caught.value)
     assert run.step == 0 and all(torch.equal(before[name], value) for name, value in run.model.state_dict().items())
 
 
-def test_checkpoint_of_other_text_is_refused(text: Path, tmp_path: Path) -> None:
-    train(start(text), tmp_path)
-    run = start(write_text(tmp_path / "other.txt", seed=1))
-    with pytest.raises(CheckpointError, match=r"trained on other text: .*text\.txt.*this run reads .*other\.txt"):
-        load_checkpoint(run, tmp_path / CHECKPOINT)
-
-
-def test_longer_constant_schedule_and_other_intervals_may_resume(text: Path, tmp_path: Path) -> None:
-    train(start(text), tmp_path)
-    run = start(text, train={"steps": 9, "eval_every": 1, "checkpoint_every": 0})
-    load_checkpoint(run, tmp_path / CHECKPOINT)
-    assert run.step == 6
-
-
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("found", "says"),
     [
         (None, "there is no checkpoint at"),
         (b"", "is not a readable checkpoint"),
         (b"not a checkpoint at all", "is not a readable checkpoint"),
+        ("half of one", "is not a readable checkpoint"),
+        ({"model": torch.zeros(3)}, "is not a checkpoint of 'hyperconn train'"),
+        ({"format": Corpus}, "is not a readable checkpoint"),  # a class is a pickled import: code never runs
     ],
 )
-def test_unusable_checkpoint_is_refused(text: Path, tmp_path: Path, content: bytes | None, says: str) -> None:
-    if content is not None:
-        (tmp_path / CHECKPOINT).write_bytes(content)
+def test_unusable_checkpoint_is_refused(text: Path, tmp_path: Path, found: Any, says: str) -> None:
+    path = tmp_path / CHECKPOINT
+    if isinstance(found, dict):
+        torch.save(found, path)
+    elif found == "half of one":
+        save_checkpoint(start(text), path)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif found is not None:
+        path.write_bytes(found)
     with pytest.raises(CheckpointError, match=says):
-        load_checkpoint(start(text), tmp_path / CHECKPOINT)
-
-
-def test_truncated_checkpoint_is_refused(text: Path, tmp_path: Path) -> None:
-    save_checkpoint(start(text), tmp_path / CHECKPOINT)
-    content = (tmp_path / CHECKPOINT).read_bytes()
-    (tmp_path / CHECKPOINT).write_bytes(content[: len(content) // 2])
-    with pytest.raises(CheckpointError, match="is not a readable checkpoint"):
-        read_checkpoint(tmp_path / CHECKPOINT)
-
-
-def test_other_files_of_torch_are_refused(tmp_path: Path) -> None:
-    torch.save({"model": torch.zeros(3)}, tmp_path / CHECKPOINT)
-    with pytest.raises(CheckpointError, match="is not a checkpoint of 'hyperconn train'"):
-        read_checkpoint(tmp_path / CHECKPOINT)
-
-
-def test_checkpoint_never_runs_code(tmp_path: Path) -> None:
-    torch.save({"format": Corpus}, tmp_path / CHECKPOINT)  # a class is a pickled import
-    with pytest.raises(CheckpointError, match="is not a readable checkpoint"):
-        read_checkpoint(tmp_path / CHECKPOINT)
+        load_checkpoint(start(text), path)
 
 
 # --------------------------------------------------------------------------------------------- nothing is lost
@@ -227,24 +179,6 @@ def test_full_disk_keeps_the_previous_checkpoint(text: Path, tmp_path: Path) -> 
     assert torch.equal(resumed.model.token.weight, run.model.token.weight)
 
 
-def test_failing_save_keeps_the_previous_checkpoint(
-    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = start(text)
-    run.advance()
-
-    def full(*args: object, **kwargs: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", full)
-    says = r"step 3 to .*: No space left on device; the one of step 1 is intact"
-    with pytest.raises(CheckpointNotWrittenError, match=says):
-        train(run, tmp_path)
-    fresh = start(text)
-    with pytest.raises(CheckpointNotWrittenError, match="there is none before it"):
-        train(fresh, tmp_path)
-
-
 def test_divergence_stops_before_the_weights_are_spoilt(text: Path, tmp_path: Path) -> None:
     run = start(text)
     for _ in range(3):
@@ -257,35 +191,3 @@ def test_divergence_stops_before_the_weights_are_spoilt(text: Path, tmp_path: Pa
         train(run, tmp_path)
     assert torch.equal(run.model.position.weight, position) and run.step == 3
     assert read_checkpoint(tmp_path / CHECKPOINT)["step"] == 3
-
-
-# ----------------------------------------------------------------------------------------------------- devices
-
-
-def test_unknown_device_is_refused(text: Path) -> None:
-    for name in ("cuda:99", "tpu9000"):
-        with pytest.raises(ValueError, match=f"train.device '{name}' cannot be used here"):
-            start(text, train={"device": name})
-
-
-def test_the_schedule_is_applied(text: Path) -> None:
-    run = start(text, train={"learning_rate": 0.5, "warmup": 4, "clip": 0.0})
-    for expected in (0.125, 0.25, 0.375, 0.5, 0.5):
-        run.advance()
-        assert {group["lr"] for group in run.optimizer.param_groups} == {expected}
-
-
-def test_weight_decay_spares_vectors(text: Path) -> None:
-    run = start(text, train={"weight_decay": 0.5})
-    decayed, spared = run.optimizer.param_groups
-    assert decayed["weight_decay"] == 0.5 and spared["weight_decay"] == 0.0
-    assert all(p.dim() >= 2 for p in decayed["params"]) and all(p.dim() < 2 for p in spared["params"])
-    assert len(decayed["params"]) + len(spared["params"]) == len(list(run.model.parameters()))
-
-
-def test_config_is_recorded(text: Path, tmp_path: Path) -> None:
-    run = start(text)
-    save_checkpoint(run, tmp_path / CHECKPOINT)
-    state = read_checkpoint(tmp_path / CHECKPOINT)
-    assert LabConfig.from_dict(state["config"]) == run.config
-    assert dataclasses.replace(run.config) == run.config

@@ -13,7 +13,7 @@ from hyperconn import gates, predictors, testing
 from hyperconn.kernels import sinkhorn
 from hyperconn.manifolds import Birkhoff, Kronecker
 from hyperconn.testing import LAWS, Case, LawViolation, check_law, get_law, verify
-from hyperconn.testing.case import grid
+from hyperconn.testing.cases import grid
 from hyperconn.testing.expressions import reproducer
 from hyperconn.testing.subjects import PredictorCase
 

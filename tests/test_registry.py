@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -22,14 +22,6 @@ ALIASES = {
     "identity": ("ihc",),
     "unconstrained": ("hc",),
 }
-
-
-@pytest.fixture
-def healthy() -> Iterator[None]:
-    manifolds.register("healthy", "healthy-shifts")(Circulant)
-    yield
-    if "healthy" in manifolds.available():
-        manifolds.unregister("healthy")
 
 
 def test_the_built_in_names_and_aliases() -> None:
@@ -59,10 +51,8 @@ def test_unknown_names_suggest_the_nearest(wrong: str, suggested: str) -> None:
 
 
 def test_a_name_like_no_other_lists_the_known_ones() -> None:
-    with pytest.raises(UnknownNameError, match=r"^unknown manifold 'xyzzy'. Known: .*birkhoff, .*bvn, .*cayley"):
-        manifolds.resolve("xyzzy")
-    for kind in (KeyError, ValueError):
-        with pytest.raises(kind):
+    for kind in (UnknownNameError, KeyError, ValueError):
+        with pytest.raises(kind, match=r"^unknown manifold 'xyzzy'. Known: .*birkhoff, .*bvn, .*cayley"):
             manifolds.resolve("xyzzy")
     with pytest.raises(TypeError, match="chosen by name, a string; got 3"):
         manifolds.resolve(3)  # type: ignore[arg-type]
@@ -75,7 +65,9 @@ def test_unknown_options_list_the_known_ones() -> None:
         manifolds.make("ihc", n=4, p=3)
 
 
-def test_registering_and_forgetting(healthy: None) -> None:
+def test_registering_and_forgetting() -> None:
+    for _ in range(2):  # the second time the same class gets an alias more
+        manifolds.register("healthy", "healthy-shifts")(Circulant)
     assert manifolds.make("healthy_shifts", n=5) == Circulant(n=5)
     assert "healthy" in manifolds.available() and manifolds.aliases("healthy") == ("healthy-shifts",)
     kronecker = manifolds.make("kronecker", n=6, factors=({"manifold": "healthy", "n": 3}, 2))
@@ -95,27 +87,13 @@ def test_a_name_means_one_class(taken: str) -> None:
     assert manifolds.get(taken) is owner and "quite-new" not in manifolds.available()
 
 
-def test_only_manifolds_are_registered() -> None:
-    @dataclass
-    class NoManifold:
-        n: int
-
-    with pytest.raises(TypeError, match=r"register\('none'\) takes a subclass of Manifold, got"):
-        manifolds.register("none")(NoManifold)  # type: ignore[type-var]
-    with pytest.raises(TypeError, match="takes a subclass"):
-        manifolds.register("none")(Circulant(n=2))  # type: ignore[type-var]
-    assert "none" not in manifolds.available()
-
-
-def test_registering_the_same_class_again_adds_aliases() -> None:
-    manifolds.register("stiefel")(manifolds.Stiefel)
-    assert manifolds.aliases("stiefel") == ("cayley", "jpmhc")
-
-
-def test_a_class_with_another_name_is_refused() -> None:
+def test_what_is_not_registered() -> None:
+    for stranger in (Path, Circulant(n=2)):
+        with pytest.raises(TypeError, match=r"register\('none'\) takes a subclass of Manifold, got"):
+            manifolds.register("none")(stranger)  # type: ignore[type-var]
     with pytest.raises(ValueError, match=r"register\('mine'\): .*Stiefel calls itself name = 'stiefel'"):
         manifolds.register("mine")(manifolds.Stiefel)
-    assert "mine" not in manifolds.available()
+    assert not {"mine", "none"} & set(manifolds.available())
 
 
 def test_fields_that_would_be_lost_are_refused() -> None:

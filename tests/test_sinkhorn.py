@@ -1,10 +1,7 @@
-"""Birkhoff against Sinkhorn–Knopp in explicit loops: values, variants, gradients and rounding."""
+"""Birkhoff: variants, gradients and rounding; the laws hold the values to its naive account."""
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -19,43 +16,8 @@ def logits(*shape: int, std: float = 1.0, dtype: torch.dtype = torch.float64) ->
     return (std * torch.randn(*shape, dtype=torch.float64)).to(dtype)
 
 
-def by_loops(L: np.ndarray, m: Birkhoff) -> np.ndarray:
-    """The sweeps of one matrix as the sources write them down: divide by sums, entry by entry."""
-    n = len(L)
-
-    def divide_rows(M: np.ndarray) -> np.ndarray:
-        return np.array([[M[i, j] / (sum(M[i]) + m.eps) for j in range(n)] for i in range(n)])
-
-    def divide_columns(M: np.ndarray) -> np.ndarray:
-        return divide_rows(M.T).T
-
-    half_sweeps = [divide_rows, divide_columns] if m.first_axis == "rows" else [divide_columns, divide_rows]
-    half_sweeps = half_sweeps * m.iterations
-    if m.eps_mode == "softmax" and m.eps:
-        # DeepSeek-V4: softmax along the first axis, eps added to its entries; its eps is in no denominator yet.
-        axis = 1 if m.first_axis == "rows" else 0
-        M = np.exp(L) / np.exp(L).sum(axis=axis, keepdims=True) + m.eps
-        half_sweeps = half_sweeps[1:]
-    else:
-        M = np.exp(L - L.max())
-    for half_sweep in half_sweeps:
-        M = half_sweep(M)
-    return M
-
-
-@pytest.mark.parametrize("first_axis", ["rows", "columns"])
-@pytest.mark.parametrize(("eps", "eps_mode"), [(0.0, "denominator"), (1e-6, "denominator"), (1e-3, "softmax")])
-@pytest.mark.parametrize("iterations", [1, 2, 20])
-@pytest.mark.parametrize("n", [1, 2, 4, 5])
-def test_sweeps_match_loops(n: int, iterations: int, eps: float, eps_mode: Any, first_axis: Any) -> None:
-    m = Birkhoff(n=n, iterations=iterations, eps=eps, eps_mode=eps_mode, first_axis=first_axis)
-    for std in (0.5, 2.0, 5.0):
-        L = logits(n, n, std=std)
-        np.testing.assert_allclose(m(L.flatten()).numpy(), by_loops(L.numpy(), m), rtol=1e-10, atol=1e-14)
-
-
 def test_the_variants_differ() -> None:
-    """What the comparison with the loops tells apart: axis order, the place of eps, and its size."""
+    """What the comparison with the naive account tells apart: axis order, the place of eps, and its size."""
     theta = logits(16, 16, std=2.0)
     variants = [
         Birkhoff(n=4, iterations=2),
@@ -184,36 +146,7 @@ def test_implicit_gradient_needs_no_state_per_sweep() -> None:
     assert implicit[0] == implicit[1] and unrolled[1] > 5 * unrolled[0]
 
 
-def test_logits_at_the_end_of_the_range_stay_finite() -> None:
-    for dtype in (torch.float32, torch.float64):
-        theta = logits(64, 16, dtype=dtype).sign() * torch.finfo(dtype).max
-        theta.requires_grad_()
-        H = ROUNDED(theta)
-        gradient = pulled_back(H, theta, torch.randn_like(H))
-        assert H.isfinite().all() and gradient.isfinite().all() and ROUNDED.violation(H).max() < 1e-6
-
-
 # ---------------------------------------------------------------------------------------------------------- rounding
-
-
-def rounded_by_loops(M: np.ndarray) -> np.ndarray:
-    """Algorithm 2 of arXiv 1705.09634, one row and one column at a time."""
-    M = M.copy()
-    for i in range(len(M)):
-        M[i, :] *= min(1.0, 1.0 / M[i, :].sum())
-    for j in range(len(M)):
-        M[:, j] *= min(1.0, 1.0 / M[:, j].sum())
-    rows, columns = 1 - M.sum(1), 1 - M.sum(0)
-    return M + np.outer(rows, columns) / np.abs(rows).sum()
-
-
-@pytest.mark.parametrize("n", [2, 3, 8])
-def test_rounding_matches_loops(n: int) -> None:
-    M = logits(20, n, n, std=2.0).exp()
-    M = torch.cat([M / M.sum(-1, keepdim=True), 3 * M / M.sum((-2, -1), keepdim=True)])
-    expected = np.stack([rounded_by_loops(matrix) for matrix in M.numpy()])
-    np.testing.assert_allclose(round_to_doubly_stochastic(M).numpy(), expected, rtol=1e-11, atol=1e-14)
-    assert np.abs(expected - M.numpy()).max() > 0.1
 
 
 @pytest.mark.parametrize("std", [0.0, 1e-3, 0.1, 1.0, 2.0, 5.0, 10.0, 1e2, 1e4])
@@ -225,12 +158,6 @@ def test_rounding_is_exact_in_single_precision(n: int, std: float) -> None:
     H = m(theta)
     assert H.min() >= 0
     assert m.violation(H).max() <= 8e-7
-
-
-def test_raw_sweeps_are_off_by_whole_units_where_rounding_is_not() -> None:
-    theta = logits(4096, 64, std=1e4, dtype=torch.float32)
-    raw = Birkhoff(n=8)
-    assert raw.violation(raw(theta)).max() > 2.0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -280,18 +207,6 @@ def test_rounding_fills_empty_rows() -> None:
 # -------------------------------------------------------------------------------------------------------- the object
 
 
-def test_identity_lies_at_infinity_and_eps_keeps_it_away() -> None:
-    for m in (Birkhoff(n=4), ROUNDED):
-        assert m.contains_identity
-        torch.testing.assert_close(m(m.identity(dtype=torch.float64)), torch.eye(4, dtype=torch.float64))
-    for mode in ("denominator", "softmax"):
-        m = Birkhoff(n=4, eps=1e-6, eps_mode=mode, finish="round")  # type: ignore[arg-type]
-        assert not m.contains_identity and m.exact
-        assert (m(m.identity(dtype=torch.float64)) - torch.eye(4)).abs().max() > 1e-7
-        with pytest.raises(NotImplementedError, match="has no right inverse"):
-            m.coordinates(torch.eye(4))
-
-
 def test_exactness_is_declared_as_it_is() -> None:
     names = {m: [i.name for i in m.exact_invariants] for m in Birkhoff.examples()}
     assert names[Birkhoff(n=4)] == ["row_sums", "nonnegative"]
@@ -299,15 +214,3 @@ def test_exactness_is_declared_as_it_is() -> None:
     assert names[Birkhoff(n=4, iterations=3, eps=1e-6)] == ["nonnegative"]
     assert names[ROUNDED] == ["row_sums", "column_sums", "nonnegative"]
     assert Birkhoff(n=4).norm_bound is None and ROUNDED.norm_bound == 1.0
-
-
-def test_coordinates_are_logarithms() -> None:
-    H = torch.tensor([[0.75, 0.25], [0.25, 0.75]], dtype=torch.float64)
-    m = Birkhoff(n=2)
-    torch.testing.assert_close(m.coordinates(H), H.log().flatten())
-    torch.testing.assert_close(m(m.coordinates(H)), H)
-    permutation = torch.eye(2, dtype=torch.float64).flip(0)
-    torch.testing.assert_close(m(m.coordinates(permutation)), permutation)
-    for stranger in (torch.tensor([[2.0, -1.0], [-1.0, 2.0]]), torch.ones(2, 2)):
-        with pytest.raises(ValueError, match=r"Birkhoff\(n=2.*is off by 1.0e\+00; pass a member"):
-            m.coordinates(stranger)

@@ -1,93 +1,83 @@
-"""The gradients of the steps of a hyper-connection, against autograd of its formula."""
+"""The steps of a hyper-connection against their formulas, under everything that autograd does with them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-import step_cases
 from fused_cases import relative_error
 from hyperconn.kernels import steps
 from step_cases import (
+    CHAINS,
+    COTANGENTS,
     EXACT,
+    FORMULAS,
+    GRAPHS,
     C,
-    Chain,
     Coefficients,
+    Graph,
     Layer,
     T,
     both_backends,
     both_chains,
+    check,
     check_gradients,
     coefficients,
-    formula,
+    handed_over,
     leaves_of,
     n,
+    on,
     problem,
+    without_projection,
 )
 
 # ------------------------------------------------------------------------------------------- gradients
 
 
 @both_backends
-@both_chains
-@pytest.mark.parametrize("depth", (1, 3))
-def test_gradients(chain: Chain, backend: str, depth: int) -> None:
-    x, layers = problem(depth)
-    check_gradients(chain(x, layers, backend), formula(x, layers), leaves_of(x, layers))
+@pytest.mark.parametrize("name", GRAPHS)
+def test_graphs(name: str, backend: str) -> None:
+    check(GRAPHS[name], backend, *problem())
 
 
 @both_backends
 @both_chains
-def test_an_input_that_is_used_elsewhere_too(chain: Chain, backend: str) -> None:
-    x, layers = problem()
-    inner = x * 2.0  # no leaf: its gradients are added inside autograd
-    actual = chain(inner, layers, backend) * inner + inner.sin()
-    check_gradients(actual, formula(x * 2.0, layers) * (x * 2.0) + (x * 2.0).sin(), leaves_of(x, layers))
-    shared = chain(inner, layers[:1], backend) + chain(inner, layers[1:], backend)
-    check_gradients(shared, formula(2.0 * x, layers[:1]) + formula(2.0 * x, layers[1:]), leaves_of(x, layers))
-
-
-FROZEN: dict[str, Callable[[Tensor, list[Layer]], list[Tensor]]] = {
-    "x": lambda x, layers: [x],
-    "fn": lambda x, layers: [layer.fn for layer in layers],
-    "base": lambda x, layers: [layer.base for layer in layers],
-    "x and fn": lambda x, layers: [x, *(layer.fn for layer in layers)],
-    "all but the branches": lambda x, layers: [x, *(part for layer in layers for part in layer[:2])],
-    "all but the first branch": lambda x, layers: leaves_of(x, layers)[:3] + leaves_of(x, layers)[4:],
-    "all but the second predictions": lambda x, layers: [*leaves_of(x, layers)[:4], layers[1].base, layers[1].weight],
-    "all but x": lambda x, layers: leaves_of(x, layers)[1:],
-}
+def test_depths(chain: Graph, backend: str) -> None:
+    for depth in (1, 3):
+        check(chain, backend, *problem(depth))
 
 
 @both_backends
-@both_chains
-@pytest.mark.parametrize("frozen", FROZEN)
-def test_frozen(chain: Chain, backend: str, frozen: str) -> None:
-    x, layers = problem()
-    for part in FROZEN[frozen](x, layers):
-        part.requires_grad_(False)
-    check_gradients(chain(x, layers, backend), formula(x, layers), leaves_of(x, layers))
+@pytest.mark.parametrize("cotangent", [name for name in COTANGENTS if name != "random"])
+def test_layouts_of_the_gradient(cotangent: str, backend: str) -> None:
+    check(handed_over, backend, *problem(), cotangent)
 
 
-@both_backends
-def test_coefficients_that_are_not_predicted(backend: str) -> None:
-    """Without a projection; and H or pre alone may need a gradient."""
-    x, (layer, _) = problem()
-    for needed in (("x", "base", "weight"), ("base",), ("weight",), ("x",)):
-        leaves = {"x": x, "base": layer.base, "weight": layer.weight}
-        for name, leaf in leaves.items():
-            leaf.requires_grad_(name in needed)
-        start = steps.project(x, None, backend)
-        assert start.raw is None
-        pre, post, H = coefficients(None, layer.base)
-        alias, u = steps.read(start, pre, H, backend)
-        actual = steps.write(alias, H, post, torch.tanh(u @ layer.weight), backend)
-        expected = torch.einsum("tij,tjc->tic", H, x)
-        y = torch.tanh(torch.einsum("ti,tic->tc", pre, x) @ layer.weight)
-        check_gradients(actual, expected + torch.einsum("ti,tc->tic", post, y), list(leaves.values()))
+KINDS = ("x", *Layer._fields)
+TRAINED = [kinds for size in range(1, 4) for kinds in itertools.combinations(KINDS, size)]
+
+
+@pytest.mark.parametrize("trained", TRAINED, ids=" ".join)
+def test_what_is_frozen(trained: tuple[str, ...]) -> None:
+    """In all layers, or in the first or the second alone."""
+    for graph, thawed in itertools.product((*CHAINS.values(), without_projection), ((0, 1), (0,), (1,))):
+        x, layers = problem(requires_grad=False)
+        x.requires_grad_("x" in trained)
+        for leaf in (getattr(layers[k], kind) for k in thawed for kind in trained if kind != "x"):
+            leaf.requires_grad_()
+        # The kernels are given what torch is given: the chain with every step is enough.
+        for backend in ("torch", "triton") if graph is handed_over and thawed == (0, 1) else ("torch",):
+            if graph(FORMULAS, x, layers).requires_grad:
+                check(graph, backend, x, layers)
+            else:
+                assert not graph(on(backend), x, layers).requires_grad
 
 
 @both_backends
@@ -97,109 +87,159 @@ def test_one_coefficient_alone_needs_a_gradient(backend: str, needed: str) -> No
     made = coefficients(None, layer.base)
     leaf = getattr(made, needed).clone().requires_grad_()
     pre, post, H = made._replace(**{needed: leaf})
-    alias, u = steps.read(steps.project(x, None, backend), pre, H, backend)
-    actual = steps.write(alias, H, post, u.cos(), backend)
-    y = torch.einsum("ti,tic->tc", pre, x).cos()
-    expected = torch.einsum("tij,tjc->tic", H, x) + torch.einsum("ti,tc->tic", post, y)
-    check_gradients(actual, expected, [leaf])
-
-
-def ending(name: str, x: Tensor, layer: Layer, backend: str) -> tuple[Tensor, Tensor]:
-    """Graphs in which a step or a result is left out: from the steps, and from the formula."""
-    start = steps.project(x, layer.fn, backend)
-    flat = x.flatten(1)
-    raw = torch.cat([flat @ layer.fn.T, flat.square().sum(-1, keepdim=True)], -1)
-    assert start.raw is not None
-    if name == "raw only":
-        return start.raw.sin(), raw.sin()
-    pre, post, H = coefficients(start.raw, layer.base)
-    pre_, post_, H_ = coefficients(raw, layer.base)
-    if name == "a regulariser of H, never read":
-        return H.square().sum(-1), H_.square().sum(-1)
-    alias, u = steps.read(start, pre, H, backend)
-    u_ = torch.einsum("ti,tic->tc", pre_, x)
-    if name == "write never called":
-        return torch.tanh(u @ layer.weight), torch.tanh(u_ @ layer.weight)
-    if name == "a regulariser of H, read but not written":
-        return H.square().sum(-1), H_.square().sum(-1)
-    y = x.sum(1) if name == "u unused" else torch.tanh(u @ layer.weight)
-    y_ = x.sum(1) if name == "u unused" else torch.tanh(u_ @ layer.weight)
-    written = steps.write(alias, H, post, y, backend)
-    written_ = torch.einsum("tij,tjc->tic", H_, x) + torch.einsum("ti,tc->tic", post_, y_)
-    if name == "a regulariser beside the output":
-        return written + H.sin().sum(-1, keepdim=True), written_ + H_.sin().sum(-1, keepdim=True)
-    if name == "the streams beside the output":
-        return written * start.x, written_ * x
-    return written, written_
+    outs = []
+    for s in (on(backend), FORMULAS):
+        alias, u = s.read(s.project(x, None), pre, H)
+        outs.append(s.write(alias, H, post, u.cos()))
+    check_gradients(outs[0], outs[1], [leaf])
 
 
 @both_backends
-@pytest.mark.parametrize(
-    "name",
-    (
-        "raw only",
-        "a regulariser of H, never read",
-        "write never called",
-        "a regulariser of H, read but not written",
-        "u unused",
-        "a regulariser beside the output",
-        "the streams beside the output",
-    ),
-)
-def test_part_of_the_graph(backend: str, name: str) -> None:
+def test_streams_read_without_autograd_have_no_gradient_when_written(backend: str) -> None:
+    """A detached hyper-connection with a trained branch: G itself must not pass for the gradient of x."""
     x, (layer, _) = problem()
-    actual, expected = ending(name, x, layer, backend)
-    unused = {"u unused": ["weight"], "raw only": ["base", "weight"]}
-    without = unused.get(name, ["weight"] if "never read" in name or "not written" in name else [])
-    check_gradients(actual, expected, [x, *(getattr(layer, part) for part in Layer._fields if part not in without)])
+    outs = []
+    for s, streams in ((on(backend), x), (FORMULAS, x.detach())):
+        with torch.no_grad():
+            start = s.project(streams, layer.fn)
+            pre, post, H = coefficients(start.raw, layer.base)
+            alias, u = s.read(start, pre, H)
+        outs.append(s.write(alias, H, post, torch.tanh(u @ layer.weight)))
+    check_gradients(outs[0], outs[1], [layer.weight, x])
 
 
-@both_backends
-def test_streams_that_were_handed_over_are_used_elsewhere_too(backend: str) -> None:
-    x, layers = problem()
-    first, second = layers
-    start = steps.project(x, first.fn, backend)
-    pre, post, H = coefficients(start.raw, first.base)
-    alias, u = steps.read(start, pre, H, backend)
-    after = steps.write_project(alias, H, post, torch.tanh(u @ first.weight), second.fn, backend)
-    between = formula(x, layers[:1])
-    # Only as a tensor, the hand-over itself unused: its other leaf is the one layer.
-    check_gradients(after.x.sin(), between.sin(), [x, *first])
-    # Only the projection.
-    flat = between.flatten(1)
-    raw = torch.cat([flat @ second.fn.T, flat.square().sum(-1, keepdim=True)], -1)
-    assert after.raw is not None
-    check_gradients(after.raw, raw, [x, *first, second.fn])
-    # And both, with the read and the write of the second layer.
-    pre, post, H = coefficients(after.raw, second.base)
-    alias, u = steps.read(after, pre, H, backend)
-    actual = steps.write(alias, H, post, torch.tanh(u @ second.weight), backend) * after.x.cos()
-    check_gradients(actual, formula(x, layers) * between.cos(), leaves_of(x, layers))
+# ------------------------------------------------------------------------------------------- what is saved
+
+
+@contextmanager
+def noting_saved() -> Iterator[list[Tensor]]:
+    saved: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        yield saved
 
 
 @both_backends
 @both_chains
-def test_layouts(chain: Chain, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights and matrices with strides; gradients that autograd expands or that come with strides."""
+def test_inference_saves_nothing(chain: Graph, backend: str) -> None:
     x, layers = problem()
-    strided = [layer._replace(fn=layer.fn.mT.contiguous().mT) for layer in layers]
-    plain = step_cases.coefficients
+    for mode in (torch.no_grad, torch.inference_mode):
+        with noting_saved() as saved, mode():
+            out = chain(on(backend), x, layers)
+        assert saved == [] and out.grad_fn is None and not out.requires_grad
+        assert relative_error(out, chain(FORMULAS, x, layers).detach()) < EXACT
+    with noting_saved() as saved:
+        chain(on(backend), x, layers)
+    assert saved, "the hook sees nothing, so the count above means nothing"
 
-    def transposed(raw: Tensor | None, base: Tensor, tokens: int = T) -> Coefficients:
-        made = plain(raw, base, tokens)
-        return Coefficients(made.pre.mT.contiguous().mT, made.post, made.H.mT.contiguous().mT)
 
-    monkeypatch.setattr(step_cases, "coefficients", transposed)
-    strides = transposed(None, layers[0].base)
-    assert not any(part.is_contiguous() for part in (strided[0].fn, strides.pre, strides.H))
+@both_backends
+def test_training_saves_the_streams_once_a_layer(backend: str) -> None:
+    """Of the size of the streams nothing but the streams; of the size of a token's vector, y."""
+    x, layers = problem()
+    s, between = on(backend), []
+
+    def cut(start: Any, pre: Tensor, H: Tensor) -> tuple[Tensor, Tensor]:
+        between.append(start.x)
+        alias, u = steps.read(start, pre, H, backend)
+        return alias, u.detach()  # the branch saves what it likes
+
+    s.read = cut
+    with noting_saved() as saved:
+        handed_over(s, x, [layer._replace(weight=torch.eye(C, dtype=x.dtype)) for layer in layers])
+    wide = [tensor for tensor in saved if C in tensor.shape or n * C in tensor.shape]
+    assert {tensor.shape for tensor in wide} == {x.shape, (T, C), layers[0].fn.shape}
+    streams = {tensor.data_ptr() for tensor in wide if tensor.shape == x.shape}
+    assert streams == {tensor.data_ptr() for tensor in between} and len(streams) == 2 and x.data_ptr() in streams
+    assert len({tensor.data_ptr() for tensor in wide if tensor.shape == (T, C)}) == 2
+
+
+def test_slots_take_no_memory() -> None:
+    x, layers = problem()
+    start = steps.project(x, layers[0].fn, "torch")
+    assert start.slots is not None and len(start.slots) == 3
+    for slot in start.slots:
+        assert slot.numel() > 1 and slot.untyped_storage().nbytes() == slot.element_size()
+    assert start.alias.data_ptr() == start.x.data_ptr()
+
+
+# ------------------------------------------------------------------------------------------- transforms
+
+
+def of_leaves(graph: Graph, s: Any) -> Callable[..., Tensor]:
+    return lambda x, *parts: graph(s, x, [Layer(*parts[k : k + 3]) for k in range(0, len(parts), 3)])
+
+
+@both_backends
+@both_chains
+@pytest.mark.parametrize("use_reentrant", (False, True))
+@pytest.mark.parametrize("what", ("everything", "the branch"))
+def test_checkpointed(chain: Graph, backend: str, use_reentrant: bool, what: str) -> None:
+    x, layers = problem()
+    leaves, s = leaves_of(x, layers), on(backend)
+    cotangent = torch.randn(T, n, C, dtype=x.dtype)
+    expected = torch.autograd.grad(chain(FORMULAS, x, layers), leaves, cotangent)
+    if what == "everything":
+        out = checkpoint(of_leaves(chain, s), *leaves, use_reentrant=use_reentrant)
+    else:
+        with pytest.MonkeyPatch.context() as patch:
+            tanh = torch.tanh
+            patch.setattr(torch, "tanh", lambda z: checkpoint(tanh, z, use_reentrant=use_reentrant))
+            out = chain(s, x, layers)
+    (out * cotangent).sum().backward()  # the reentrant kind supports no other
+    for leaf, wanted in zip(leaves, expected, strict=True):
+        assert leaf.grad is not None and relative_error(leaf.grad, wanted) < EXACT
+
+
+@both_chains
+def test_second_derivatives(chain: Graph) -> None:
+    x, layers = problem()
     leaves = leaves_of(x, layers)
-    for cotangent in (
-        torch.ones((), dtype=x.dtype).expand(x.shape),
-        torch.randn(C, dtype=x.dtype).expand(x.shape),
-        torch.randn(C, n, T, dtype=x.dtype).permute(2, 1, 0),
-    ):
-        assert not cotangent.is_contiguous()
-        actual = torch.autograd.grad(chain(x, strided, backend), leaves, cotangent)
-        expected = torch.autograd.grad(formula(x, layers), leaves, cotangent)
-        for one, two in zip(actual, expected, strict=True):
-            assert relative_error(one, two) < EXACT
+    run = of_leaves(chain, on("torch"))
+    assert torch.autograd.gradcheck(run, leaves, fast_mode=True)
+    assert torch.autograd.gradgradcheck(run, leaves, fast_mode=True)
+    # And against the formula: a gradient penalty reaches everything.
+    penalties = []
+    cotangent = torch.randn(T, n, C, dtype=x.dtype)
+    for out in (run(*leaves), chain(FORMULAS, x, layers)):
+        (dx,) = torch.autograd.grad(out, x, cotangent, create_graph=True)
+        penalties.append(dx.sin())
+    check_gradients(penalties[0], penalties[1], leaves)
+
+
+@both_chains
+@pytest.mark.parametrize("batched", ("all", *range(4)), ids=("all", *KINDS))
+def test_vmap(chain: Graph, batched: int | str) -> None:
+    """A batch of problems at once and gradients of each; or of one tensor, as in ensembles that share the rest."""
+    x, layers = problem(1, requires_grad=False)
+    leaves = leaves_of(x, layers)
+    every = tuple(range(len(leaves)))
+    axes = tuple(0 if batched in ("all", k) else None for k in every)
+    values = [
+        torch.randn(3, *leaf.shape, dtype=x.dtype) if a == 0 else leaf for leaf, a in zip(leaves, axes, strict=True)
+    ]
+    cotangent = torch.randn(T, n, C, dtype=x.dtype)
+
+    def gradients(s: Any) -> Callable[..., Any]:
+        run = of_leaves(chain, s)
+        return torch.func.grad_and_value(lambda *leaves: (run(*leaves) * cotangent).sum(), every)
+
+    found, value = torch.func.vmap(gradients(on("torch")), axes)(*values)
+    for b in range(3):
+        one = [leaf if a is None else leaf[b] for leaf, a in zip(values, axes, strict=True)]
+        wanted, expected = gradients(FORMULAS)(*one)
+        assert relative_error(value[b], expected) < EXACT
+        for mine, theirs in zip(found, wanted, strict=True):
+            assert relative_error(mine[b], theirs) < EXACT
+
+
+# Of torch's own modules.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@both_backends
+def test_compiled_in_one_graph(backend: str) -> None:
+    torch._dynamo.reset()
+    s = on(backend)
+    compiled = torch.compile(lambda x, layers: handed_over(s, x, layers), fullgraph=True, backend="aot_eager")
+    x, layers = problem()
+    check_gradients(compiled(x, layers), handed_over(FORMULAS, x, layers), leaves_of(x, layers))
+    with torch.no_grad():
+        assert relative_error(compiled(x, layers), handed_over(FORMULAS, x, layers)) < EXACT

@@ -1,4 +1,4 @@
-"""The byte counter, on kernels and operators whose traffic can be told by hand."""
+"""The byte counter, on kernels and operators whose traffic can be told by hand, and on the layers."""
 
 from __future__ import annotations
 
@@ -10,38 +10,46 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-import counting
-from counting import COEFFICIENTS, STREAMS, WEIGHTS, RoleBySize, Traffic, counted, uncounted
+import bars
+import traffic
+from benchmark_cases import toy
+from harness import Contender, Shape
+from traffic import Traffic, counted, total
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="bytes are counted in the interpreter, on the CPU")
 
-TOKENS, CHANNELS = 7, 8
-ROLE = RoleBySize(TOKENS, CHANNELS)
+TOKENS, CHANNELS = 11, 8
+SHAPE = Shape((TOKENS,), 2, CHANNELS)
+X = torch.randn(TOKENS, CHANNELS)  # 352 bytes
 
 
-# ------------------------------------------------------------------------------------------------ roles
+def traffic_of(run: Callable[[], object]) -> Traffic:
+    """What it moves; the counter leaves nothing behind."""
+    found = Traffic(SHAPE)
+    with counted(found):
+        run()
+    assert "create_masked_load" not in vars(triton.runtime.interpreter.interpreter_builder)
+    return found
 
 
 @pytest.mark.parametrize(
-    ("shape", "role"),
+    ("role", "shapes"),
     [
-        ((7, 8), STREAMS),
-        ((7, 4, 8), STREAMS),
-        ((7, 4), COEFFICIENTS),
-        ((3, 7, 5), COEFFICIENTS),
-        ((24, 32), WEIGHTS),
-        ((), WEIGHTS),
-        ((2, 24, 32), WEIGHTS),
+        ("streams", [(11, 8), (11, 4, 8)]),
+        ("coefficients", [(11, 4), (3, 11, 5)]),
+        ("weights", [(24, 32), (), (2, 24, 32)]),
     ],
 )
-def test_roles(shape: tuple[int, ...], role: str) -> None:
-    assert ROLE(torch.empty(shape)) == role
+def test_roles(role: str, shapes: list[tuple[int, ...]]) -> None:
+    for x in map(torch.ones, shapes):
+        found = traffic_of(x.clone)
+        assert found.bytes == {("torch", role, "read"): 4 * x.numel(), ("torch", role, "written"): 4 * x.numel()}
 
 
-@pytest.mark.parametrize("tokens", [1, 4, 64, 49])
-def test_roles_need_a_prime(tokens: int) -> None:
-    with pytest.raises(ValueError, match=f"tokens must be a prime, .*got {tokens}"):
-        RoleBySize(tokens, 8)
+@pytest.mark.parametrize("tokens", [1, 7, 9, 64, 121])
+def test_sizes_that_tell_no_roles_are_refused(tokens: int) -> None:
+    with pytest.raises(ValueError, match="only a prime of tokens above"):
+        Traffic(Shape((tokens,), 2, 8))
 
 
 # ------------------------------------------------------------------------------------------------ kernels
@@ -54,178 +62,106 @@ def _copy(x_ptr, y_ptr, size, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _broadcast(x_ptr, y_ptr, BLOCK: tl.constexpr):
+def _broadcast(x_ptr, y_ptr, size, BLOCK: tl.constexpr):
     i = tl.arange(0, BLOCK)
     tl.store(y_ptr + i, tl.load(x_ptr + i * 0) + tl.load(x_ptr))
 
 
 @triton.jit
-def _read_twice(x_ptr, y_ptr, BLOCK: tl.constexpr):
+def _read_twice(x_ptr, y_ptr, size, BLOCK: tl.constexpr):
     i = tl.arange(0, BLOCK)
     tl.store(y_ptr + i, tl.load(x_ptr + i) + tl.load(x_ptr + i))
 
 
 @triton.jit
-def _add_atomically(x_ptr, y_ptr, BLOCK: tl.constexpr):
+def _add_atomically(x_ptr, y_ptr, size, BLOCK: tl.constexpr):
     i = tl.arange(0, BLOCK)
-    tl.atomic_add(y_ptr + i // 2, tl.load(x_ptr + i), mask=i < 6)
+    tl.atomic_add(y_ptr + i // 2, tl.load(x_ptr + i), mask=i < size)
 
 
 @triton.jit
-def _copy_in_first_programs(x_ptr, y_ptr, last, BLOCK: tl.constexpr):
+def _copy_in_first_programs(x_ptr, y_ptr, size, BLOCK: tl.constexpr):
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = (i < last) & (tl.program_id(0) + 0 < 2)
+    inside = (i < size) & (tl.program_id(0) + 0 < 2)  # integers, to the interpreter
     tl.store(y_ptr + i, tl.load(x_ptr + i, mask=inside, other=0.0), mask=inside)
 
 
-@triton.jit
-def _two_pointers(x_ptr, z_ptr, y_ptr, BLOCK: tl.constexpr):
-    i = tl.arange(0, BLOCK)
-    tl.store(y_ptr + i, tl.load(tl.where(i < 2, x_ptr + i, z_ptr + i)))
-
-
-def traffic_of(run: Callable[[], object]) -> Traffic:
-    with counted(ROLE) as traffic:
-        run()
-    return traffic
-
-
-def by_tensor(traffic: Traffic) -> dict[str, tuple[int, int]]:
-    sites = {*traffic.read, *traffic.written}
-    return {site.tensor: (traffic.read[site], traffic.written[site]) for site in sites}
-
-
-def test_copy_with_a_masked_tail() -> None:
-    x, y = torch.randn(TOKENS, CHANNELS), torch.zeros(TOKENS, CHANNELS)
-    traffic = traffic_of(lambda: _copy[(4,)](x, y, x.numel(), BLOCK=16))
-    assert torch.equal(x, y)
-    assert by_tensor(traffic) == {"x_ptr": (56 * 4, 0), "y_ptr": (0, 56 * 4)}
-    assert {(site.kind, site.name, site.role) for site in traffic.read} == {("kernel", "_copy", STREAMS)}
-    assert traffic.launches == {("kernel", "_copy"): 1}
-    assert traffic.bytes(role=STREAMS) == 2 * 56 * 4 and traffic.bytes(role=WEIGHTS) == 0
-
-
-def test_a_mask_of_integers() -> None:
-    """What the interpreter makes of a comparison of sums of program numbers."""
-    x, y = torch.randn(48), torch.zeros(48)
-    traffic = traffic_of(lambda: _copy_in_first_programs[(3,)](x, y, 30, BLOCK=16))
-    assert torch.equal(y[:30], x[:30]) and not y[30:].any()
-    assert by_tensor(traffic) == {"x_ptr": (120, 0), "y_ptr": (0, 120)}
-
-
-def test_two_byte_elements() -> None:
-    x, y = torch.randn(7, 8).bfloat16(), torch.zeros(7, 8, dtype=torch.bfloat16)
-    assert by_tensor(traffic_of(lambda: _copy[(4,)](x, y, 56, BLOCK=16))) == {"x_ptr": (112, 0), "y_ptr": (0, 112)}
-
-
-def test_a_broadcast_load_counts_once() -> None:
-    x, y = torch.randn(1), torch.zeros(16)
-    traffic = traffic_of(lambda: _broadcast[(1,)](x, y, BLOCK=16))
-    assert by_tensor(traffic) == {"x_ptr": (4 + 4, 0), "y_ptr": (0, 64)}
-
-
-def test_a_second_read_counts_again() -> None:
-    x, y = torch.randn(16), torch.zeros(16)
-    assert by_tensor(traffic_of(lambda: _read_twice[(1,)](x, y, BLOCK=16)))["x_ptr"] == (128, 0)
-
-
-def test_an_atomic_reads_and_writes() -> None:
-    x, y = torch.ones(8), torch.zeros(4)
-    traffic = traffic_of(lambda: _add_atomically[(1,)](x, y, BLOCK=8))
-    assert y.tolist() == [2, 2, 2, 0]
-    assert by_tensor(traffic) == {"x_ptr": (32, 0), "y_ptr": (12, 12)}
+@pytest.mark.parametrize(
+    ("kernel", "programs", "size", "dtype", "read", "written"),
+    [
+        (_copy, 6, 88, torch.float32, 352, 352),  # a masked tail
+        (_copy, 6, 88, torch.bfloat16, 176, 176),
+        (_broadcast, 1, 0, torch.float32, 4 + 4, 64),
+        (_read_twice, 1, 0, torch.float32, 128, 64),
+        (_add_atomically, 1, 6, torch.float32, 64 + 12, 12),
+        (_copy_in_first_programs, 3, 30, torch.float32, 120, 120),
+    ],
+)
+def test_kernels(
+    kernel: Callable[..., object], programs: int, size: int, dtype: torch.dtype, read: int, written: int
+) -> None:
+    x, y = X.to(dtype), torch.zeros(TOKENS, CHANNELS, dtype=dtype)
+    found = traffic_of(lambda: kernel[(programs,)](x, y, size, BLOCK=16))
+    assert found.bytes == {("kernel", "streams", "read"): read, ("kernel", "streams", "written"): written}
+    assert total(found.bytes) == total(found.bytes, "streams") == read + written and total(found.bytes, "torch") == 0
 
 
 def test_an_instruction_on_two_tensors_is_split() -> None:
-    x, z, y = torch.randn(8), torch.randn(8), torch.zeros(8)
-    traffic = traffic_of(lambda: _two_pointers[(1,)](x, z, y, BLOCK=8))
-    assert by_tensor(traffic) == {"x_ptr": (8, 0), "z_ptr": (24, 0), "y_ptr": (0, 32)}
+    @triton.jit
+    def two_pointers(x_ptr, z_ptr, y_ptr, BLOCK: tl.constexpr):
+        i = tl.arange(0, BLOCK)
+        tl.store(y_ptr + i, tl.load(tl.where(i < 2, x_ptr + i, z_ptr + i)))
 
-
-def test_a_view_is_charged_to_its_own_role() -> None:
-    """A kernel that gets the whole and a part of it reads the part through the part."""
-    whole = torch.randn(TOKENS, CHANNELS)
-    part, y = whole[:, :1].reshape(7), torch.zeros(7)
-    traffic = traffic_of(lambda: _copy[(1,)](part, y, 7, BLOCK=8))
-    assert traffic.bytes(role=COEFFICIENTS) == 2 * 28 == traffic.bytes()
+    streams, weights, y = X.clone(), torch.randn(8), torch.zeros(11)
+    found = traffic_of(lambda: two_pointers[(1,)](streams, weights, y, BLOCK=8))
+    assert [total(found.bytes, role) for role in ("streams", "weights", "coefficients")] == [8, 24, 32]
 
 
 def test_memory_of_nobody_is_refused() -> None:
     x, y = torch.randn(16), torch.zeros(16)
-    with pytest.raises(triton.runtime.errors.InterpreterError, match="_copy touches 8 addresses outside"):
+    with pytest.raises(triton.runtime.errors.InterpreterError, match="a kernel touches 8 addresses outside"):
         traffic_of(lambda: _copy[(2,)](x[:8], y, 32, BLOCK=16))
 
 
-def test_what_is_not_measured() -> None:
-    x, y = torch.randn(16), torch.zeros(16)
-
-    def run() -> None:
-        with uncounted():
-            _copy[(1,)](x, y, 16, BLOCK=16)
-            x.clone()
-        _copy[(1,)](x, y, 16, BLOCK=16)
-
-    traffic = traffic_of(run)
-    assert traffic.bytes() == 128 and traffic.launches == {("kernel", "_copy"): 1}
-
-
-def test_nothing_stays_wrapped() -> None:
-    x, y = torch.randn(16), torch.zeros(16)
-    traffic = traffic_of(lambda: None)
-    _copy[(1,)](x, y, 16, BLOCK=16)
-    x.clone()
-    assert traffic.bytes() == 0 and not traffic.launches and not counting._ACTIVE
-    assert "create_masked_load" not in vars(triton.runtime.interpreter.interpreter_builder)
-
-
 # ------------------------------------------------------------------------------------------------ torch operators
-
-X = torch.randn(TOKENS, CHANNELS)  # 224 bytes
 
 
 @pytest.mark.parametrize(
     ("run", "read", "written"),
     [
-        (lambda: X + 1, 224, 224),
-        (lambda: X * X, 224, 224),
-        (lambda: X + X.clone(), 224 + 448, 224 + 224),
-        (lambda: X.view(56).unflatten(0, (7, 8)).mT.expand(2, 8, 7)[0], 0, 0),
-        (lambda: X.reshape(56).detach(), 0, 0),
-        (lambda: X[:, :1].expand(7, 8) + X, 28 + 224, 224),
-        (lambda: X[:1].expand(7, 8).clone(), 32, 224),
-        (lambda: X.sum(0), 224, 32),
-        (lambda: X.mT.contiguous(), 224, 224),
+        (lambda: X + 1, 352, 352),
+        (lambda: X * X, 352, 352),
+        (lambda: X + X.clone(), 352 + 704, 352 + 352),
+        (lambda: X.view(88).unflatten(0, (11, 8)).mT.expand(2, 8, 11)[0], 0, 0),
+        (lambda: X.reshape(88).detach(), 0, 0),
+        (lambda: X[:, :1].expand(11, 8) + X, 44 + 352, 352),
+        (lambda: X[:1].expand(11, 8).clone(), 32, 352),
+        (lambda: X.sum(0), 352, 32),
+        (lambda: X.mT.contiguous(), 352, 352),
         (lambda: X.contiguous(), 0, 0),
-        (lambda: X.to(torch.bfloat16), 224, 112),
-        (lambda: torch.empty(7, 8), 0, 0),
+        (lambda: X.to(torch.bfloat16), 352, 176),
+        (lambda: torch.empty(11, 8), 0, 0),
         (lambda: torch.empty_like(X), 0, 0),
-        (lambda: torch.zeros(7, 8), 0, 224),
-        (lambda: torch.zeros_like(X), 0, 224),
+        (lambda: torch.zeros(11, 8), 0, 352),
+        (lambda: torch.zeros_like(X), 0, 352),
         (lambda: X.new_zeros(3), 0, 12),
-        (lambda: torch.zeros(7, 8).copy_(X), 224, 448),
-        (lambda: torch.zeros(7, 8).add_(X), 448, 448),
-        (lambda: torch.mul(X, 2, out=torch.empty(7, 8)), 224, 224),
-        (lambda: torch.cat([X, X[:1]]), 224 + 32, 256),
-        (lambda: X @ X.mT, 224 + 224, 196),
+        (lambda: torch.zeros(11, 8).add_(X), 704, 704),
+        (lambda: torch.cat([X, X[:1]]), 352 + 32, 384),
+        (lambda: X @ X.mT, 704, 484),
         (lambda: X[0, 0].item(), 4, 0),
     ],
 )
 def test_torch_operators(run: Callable[[], object], read: int, written: int) -> None:
-    traffic = traffic_of(run)
-    assert (traffic.bytes_read(), traffic.bytes_written()) == (read, written)
-    assert traffic.bytes(kind="torch") == read + written
+    found = traffic_of(run)
+    assert (total(found.bytes, "torch", "read"), total(found.bytes, "written")) == (read, written)
 
 
 def test_sums_of_autograd_are_counted() -> None:
     """A tensor used twice gets two gradients, whose sum is written anew."""
     x = X.clone().requires_grad_()
     first, second = x * 2.0, x * 3.0
-    with counted(ROLE) as traffic:
-        (gradient,) = torch.autograd.grad((first, second), x, (X, X))
-    torch.testing.assert_close(gradient, 5 * X)
-    assert traffic.launches["torch", "add"] == 1 and traffic.launches["torch", "mul"] == 2
-    assert traffic.bytes(name="add") == 3 * 224 and traffic.bytes() == 7 * 224
-    assert traffic.bytes(role=STREAMS) == traffic.bytes()
+    found = traffic_of(lambda: torch.autograd.grad((first, second), x, (X, X)))
+    assert total(found.bytes, "streams", "torch") == total(found.bytes) == 7 * 352
 
 
 def test_operators_of_a_library_are_charged_for_what_they_do() -> None:
@@ -235,10 +171,56 @@ def test_operators_of_a_library_are_charged_for_what_they_do() -> None:
 
         def copy_and_add(x: Tensor) -> Tensor:
             y = torch.empty_like(x)
-            _copy[(4,)](x, y, x.numel(), BLOCK=16)
+            _copy[(6,)](x, y, x.numel(), BLOCK=16)
             return y + 1
 
         library.impl("copy_and_add", copy_and_add, "CompositeExplicitAutograd")
-        traffic = traffic_of(lambda: torch.ops.counting_test.copy_and_add(X))
-    assert traffic.bytes(kind="kernel") == 448 and traffic.bytes(kind="torch") == 448
-    assert traffic.launches == {("kernel", "_copy"): 1, ("torch", "add"): 1}
+        found = traffic_of(lambda: torch.ops.counting_test.copy_and_add(X))
+    assert total(found.bytes, "kernel") == 704 and total(found.bytes, "torch") == 704
+
+
+# ------------------------------------------------------------------------------------------------ the layers
+
+SMALL = Shape((17,), 3, 19, torch.bfloat16)
+
+
+def figures(shape: Shape, contender: Contender) -> list[list[float]]:
+    return [row for row, _ in traffic.report(shape, [contender])]
+
+
+def test_layers_move_what_the_formulas_say() -> None:
+    n = 3
+    layer, stack = figures(SMALL, traffic.SINGLE), figures(SMALL, traffic.STACK)
+    assert [row[:2] for row in layer] == [[4 * n + 2, 0], [6 * n + 4, 0]], "streams, and torch's share of them"
+    assert [row[:2] for row in stack] == [[3 * n + 2, 0], [6 * n + 4, 0]]
+    assert all(row[2] > 0 < row[3] for row in (*layer, *stack)), "coefficients and weights are seen"
+
+
+def test_liger_is_counted_as_before() -> None:
+    """18C forward and 55C backward, 24C of them sums that autograd adds; the rest are coefficients."""
+    pytest.importorskip("liger_kernel", reason="it is in the extra `bench`")
+    assert [row[:2] for row in figures(Shape((29,), 4, 73), traffic.LIGER)] == [[18, 0], [55, 24]]
+
+
+def test_the_torch_backend_moves_more_and_all_of_it_by_torch() -> None:
+    rows = figures(Shape((29,), 4, 73), traffic.TORCH)
+    assert all(streams == by_torch for streams, by_torch, *_ in rows)
+    assert rows[0][0] > 18 and rows[1][0] > 28
+
+
+def test_bars(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are set for four streams; what is above fails."""
+    assert list(traffic.BARS.values()) == [(18.5, 29.0), (14.5, 29.0), (None, None), (None, None)]
+    monkeypatch.setitem(traffic.BARS, traffic.TORCH, (1000.0, 27.9))
+    four = [bar for _, bar in traffic.report(Shape((29,), 4, 5), [traffic.TORCH])]
+    assert [bar.held for bar in four] == [True, False] and "streams <= 27.9" in str(four[1])
+    assert bars.judge(four) == 1 and "1 of 2 bars hold" in capsys.readouterr().out
+    assert [bar.held for _, bar in traffic.report(Shape((29,), 3, 5), [traffic.TORCH])] == [None, None]
+
+
+def test_no_figure_for_a_wrong_result() -> None:
+    def wrong(x: Tensor, w: Tensor) -> Tensor:
+        return 1.001 * x * w
+
+    with pytest.raises(SystemExit, match="wrong one, .*wrong: .*output 1.0e-03"):
+        traffic.measure(toy(wrong, "wrong one"), Shape((29,), 4, 8))

@@ -5,12 +5,10 @@ from __future__ import annotations
 import importlib.util
 import sys
 
-_NEEDED = ("typer", "rich")
-
 
 def main() -> None:
     """Run the command line, or say how to install what it needs."""
-    missing = [package for package in _NEEDED if importlib.util.find_spec(package) is None]
+    missing = [package for package in ("typer", "rich") if importlib.util.find_spec(package) is None]
     if missing:
         needs = " and ".join(missing)
         print(f"hyperconn: the command line needs {needs}: pip install 'hyperconn[cli]'", file=sys.stderr)

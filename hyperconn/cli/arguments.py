@@ -30,19 +30,14 @@ def rewrite(arguments: Sequence[str]) -> list[str]:
         word = rest.pop(0)
         if word == "--":
             return [*rewritten, word, *rest]
+        if word == "--json":
+            word = f"--json={rest.pop(0) if rest and rest[0].endswith('.json') else STDOUT}"
         option, _, value = word.partition("=")
-        if option == "--n":
-            words = [value] if value else []
-            while rest and (not words or _is_sizes(rest[0])):
-                words.append(rest.pop(0))
-            sizes = [size for some in words for size in some.split(",")]
-            rewritten += [part for size in sizes for part in ("--n", size)] or ["--n"]
-        elif word == "--json":
-            rewritten.append(f"--json={rest.pop(0) if rest and rest[0].endswith('.json') else STDOUT}")
-        else:
+        if option != "--n":
             rewritten.append(word)
+            continue
+        sizes = value.split(",") if value else []
+        while rest and (not sizes or rest[0].replace(",", "").isdecimal()):
+            sizes += rest.pop(0).split(",")
+        rewritten += [part for size in sizes for part in ("--n", size)] or ["--n"]
     return rewritten
-
-
-def _is_sizes(word: str) -> bool:
-    return all(part.isdecimal() for part in word.split(","))

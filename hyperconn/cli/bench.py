@@ -3,38 +3,38 @@
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Annotated
 
 import torch
+import typer
 from rich.table import Table
 from torch import Tensor, nn
 
 from hyperconn import HyperConnection, HyperConnectionConfig, expand_streams, manifolds
 from hyperconn.backends import BackendUnavailableError, choose_backend
+from hyperconn.cli.blame import blaming_plugins
 from hyperconn.cli.console import BAD_INPUT, bad_input, fail, output, say
-from hyperconn.cli.plugins import blaming_plugins
 from hyperconn.coefficients import unfused_part
 from hyperconn.manifolds import PluginError
+from hyperconn.timing import interleaved, ratios
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_WARMUPS = 2
 _PLAIN = "plain residual"
 
 
-def run_bench(
-    names: Sequence[str],
-    *,
-    streams: int,
-    dim: int,
-    tokens: int,
-    dtype: str,
-    device: str | None,
-    backend: str,
-    rounds: int,
-    seed: int,
+def bench(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Manifolds. Default: all.")] = None,
+    streams: Annotated[int, typer.Option(help="Streams.", min=1)] = 4,
+    dim: Annotated[int, typer.Option(help="Channels of a stream.", min=1)] = 768,
+    tokens: Annotated[int, typer.Option(help="Tokens.", min=1)] = 4096,
+    dtype: Annotated[str, typer.Option(help="Of the streams: float32, bfloat16 or float16.")] = "float32",
+    device: Annotated[str | None, typer.Option(help="cpu or cuda. Default: cuda where there is one.")] = None,
+    backend: Annotated[str, typer.Option(help="auto, torch or triton.")] = "auto",
+    rounds: Annotated[int, typer.Option(help="Rounds of the comparison.", min=1)] = 11,
+    seed: Annotated[int, typer.Option(help="Seed of the data.", min=0, max=2**63 - 1)] = 0,
 ) -> None:
-    """Time a layer with each manifold against the plain residual, and print a table."""
+    """Time a layer with each manifold on this machine, forward and backward, against the plain residual."""
     with bad_input():
         place = _device(device)
         if dtype not in _DTYPES:
@@ -66,16 +66,16 @@ def run_bench(
     if not running:
         fail(f"no manifold can be timed; {left_out[0]}", BAD_INPUT)
     with output.status("timing"):
-        seconds = _interleaved(steps, rounds, _synchronize(place))
+        synchronize = torch.cuda.synchronize if place.type == "cuda" else lambda: None
+        seconds = interleaved(steps, rounds, synchronize=synchronize)
     table = Table(title=f"{tokens} tokens of {streams}×{dim}, {dtype}, on {place}", title_justify="left")
     for column in ("manifold", "backend", "forward + backward", "× plain residual", "10–90 %"):
         table.add_column(column, justify="left" if column in ("manifold", "backend") else "right")
     for name, taken in seconds.items():
-        ratios = sorted(mine / plain for mine, plain in zip(taken, seconds[_PLAIN], strict=True))
-        low, high = ratios[round(0.1 * (rounds - 1))], ratios[round(0.9 * (rounds - 1))]
+        ratio = ratios(seconds, name, _PLAIN)
         milliseconds = f"{1e3 * statistics.median(taken):.2f} ms"
         table.add_row(
-            name, running.get(name, ""), milliseconds, f"{statistics.median(ratios):.2f}", f"{low:.2f} – {high:.2f}"
+            name, running.get(name, ""), milliseconds, f"{ratio.median:.2f}", f"{ratio.low:.2f} – {ratio.high:.2f}"
         )
     output.print(table)
     say(f"medians of {rounds} rounds in which everybody runs once; the branch is an RMSNorm, the same for all")
@@ -83,7 +83,7 @@ def run_bench(
         say(line)
 
 
-def _leave_out(name: str, error: Exception, names: Sequence[str], left_out: list[str]) -> None:
+def _leave_out(name: str, error: Exception, names: list[str] | None, left_out: list[str]) -> None:
     """Note why a manifold is not timed; for one that was asked for, that is the end."""
     if names:
         fail(str(error), BAD_INPUT)
@@ -113,23 +113,3 @@ def _step(layer: Callable[[Tensor], Tensor], x: Tensor, parameters: list[Tensor]
             tensor.grad = None
 
     return step
-
-
-def _synchronize(device: torch.device) -> Callable[[], None]:
-    return torch.cuda.synchronize if device.type == "cuda" else lambda: None
-
-
-def _interleaved(
-    steps: dict[str, Callable[[], None]], rounds: int, synchronize: Callable[[], None]
-) -> dict[str, list[float]]:
-    """Seconds by name; in a round everybody runs once, so that a slow moment is everybody's."""
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for number in range(-_WARMUPS, rounds):
-        for name, step in steps.items():
-            synchronize()
-            start = time.perf_counter()
-            step()
-            synchronize()
-            if number >= 0:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds

@@ -3,57 +3,56 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from hyperconn.cli.console import FAILED, bad_input, fail, output, say
-from hyperconn.cli.setup import corpus_of, use_threads, with_options
-from hyperconn.lab.compare import Contestant, contestants, train_side_by_side
-from hyperconn.lab.config import LabConfig
-from hyperconn.lab.interrupt import EXIT_CODE
-from hyperconn.lab.report import COLUMNS, NOTES, Report, cells, write_report
+from hyperconn.cli.console import FAILED, INTERRUPTED, bad_input, fail, output, say
+from hyperconn.cli.run_options import Data, Seed, Steps, Threads, training_progress, with_options
+from hyperconn.lab import Contestant, LabConfig, contestants, load_corpus, train_side_by_side
+from hyperconn.lab.report import COLUMNS, NOTES, table, write_report
 
 
-def run_compare(
-    path: Path | None,
-    *,
-    demo: bool,
-    presets: str | None,
-    data: Path | None,
-    seed: int | None,
-    steps: int | None,
-    out: Path,
-    threads: int | None,
+def compare(
+    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG]", help="TOML or YAML file.")] = None,
+    demo: Annotated[bool, typer.Option("--demo", help="The shipped comparison, sized for two cores.")] = False,
+    presets: Annotated[
+        str | None, typer.Option(help="Comma-separated: plain, presets, config (the file's own section).")
+    ] = None,
+    data: Data = None,
+    seed: Seed = None,
+    steps: Steps = None,
+    out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("runs/compare"),
+    threads: Threads = None,
 ) -> None:
-    """Train all contestants, print the table and write the report into ``out``."""
+    """Train the same model with each residual connection and report what the constraint buys."""
     with bad_input():
         if importlib.util.find_spec("matplotlib") is None:  # said now, not after minutes of training
             raise ModuleNotFoundError("the plots of a comparison need matplotlib: pip install 'hyperconn[cli]'")
-        config = with_options(_read(path, demo), data=data, seed=seed, steps=steps, threads=threads)
-        use_threads(config)
-        names = [name.strip() for name in presets.split(",") if name.strip()] if presets is not None else []
+        settings = with_options(_read(config, demo), data=data, seed=seed, steps=steps, threads=threads)
+        names = [name.strip() for name in (presets or "").split(",") if name.strip()]
         if presets is not None and not names:
             raise ValueError("--presets is a comma-separated list of names, for example plain,hc,kromhc; got none")
-        field = contestants(config, corpus_of(config), names)
+        field = contestants(settings, load_corpus(settings.data, settings.model.context), names)
         out.mkdir(parents=True, exist_ok=True)
 
-    finished = _with_progress(config, field)
-    report = Report.of(config, field)
-    _show(report)  # before anything is written: minutes of training survive a full disk on the screen
+    finished = _with_progress(settings.train.steps, field)
+    _show(field)  # before anything is written: minutes of training survive a full disk on the screen
     from hyperconn.lab.plots import draw_plots
 
     try:
-        write_report(report, out, draw_plots(report, out))
+        write_report(field, out, draw_plots(field, out))
     except OSError as error:
         fail(f"cannot write the report to {out}: {error.strerror or error}", FAILED)
     say(f"\nreport: {out / 'report.md'}")
     if not finished:
-        say(f"stopped after step {report.steps} of {config.train.steps}: the report shows that much")
-        raise typer.Exit(EXIT_CODE)
+        taken = max(contestant.run.step for contestant in field)
+        say(f"stopped after step {taken} of {settings.train.steps}: the report shows that much")
+        raise typer.Exit(INTERRUPTED)
 
 
 def _read(path: Path | None, demo: bool) -> LabConfig:
@@ -65,44 +64,29 @@ def _read(path: Path | None, demo: bool) -> LabConfig:
     return LabConfig() if path is None else LabConfig.from_file(path)
 
 
-def _with_progress(config: LabConfig, field: list[Contestant]) -> bool:
-    progress = Progress(
-        TextColumn(f"training {len(field)} models side by side"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=output,
-    )
-    names = ", ".join(contestant.name for contestant in field)
-    say(f"{names}: {config.train.steps} steps each, in turns")
+def _with_progress(steps: int, field: list[Contestant]) -> bool:
+    say(f"{', '.join(contestant.name for contestant in field)}: {steps} steps each, in turns")
     say(f"text: {field[0].run.corpus.source}")
-    with progress:
-        task = progress.add_task("", total=config.train.steps)
+    with training_progress() as progress:
+        task = progress.add_task("training", total=steps)
 
         def on_round() -> None:
             progress.advance(task)
             done = int(progress.tasks[0].completed)
             # A log has no moving bar: a line now and then says that the work goes on.
-            if not output.is_terminal and done % max(1, config.train.steps // 6) == 0:
-                say(f"{done} of {config.train.steps} steps")
+            if not output.is_terminal and done % max(1, steps // 6) == 0:
+                say(f"{done} of {steps} steps")
 
         return train_side_by_side(field, on_round=on_round)
 
 
-def _show(report: Report) -> None:
+def _show(field: Sequence[Contestant]) -> None:
     # Narrow enough for 80 columns: a header breaks where it may, a number never.
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    shown = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for k, column in enumerate(COLUMNS):
-        table.add_column(column.replace(" ", "\n", 1) if k > 1 else column, justify="left" if k < 2 else "right")
-    for row in report.rows:
-        table.add_row(*cells(row))
-    say("")
-    output.print(table)
-    say("")
-    for note in NOTES:
-        say(f"  {note}")
-    say("")
-    for sentence in report.sentences:
-        say(sentence)
+        shown.add_column(column.replace(" ", "\n", 1) if k > 1 else column, justify="left" if k < 2 else "right")
+    for cells in table(field):
+        shown.add_row(*cells)
+    output.print("", shown, "", sep="\n")
+    for line in (*NOTES, *(f"{c.name} diverged: {c.diverged}" for c in field if c.diverged is not None)):
+        say(f"  {line}")

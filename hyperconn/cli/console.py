@@ -13,16 +13,12 @@ from rich.status import Status
 
 BAD_INPUT = 2
 FAILED = 1
+INTERRUPTED = 130  # what a shell expects of a program ended by SIGINT
 
 # A pipe or a log has no width of its own; rich's 80 columns would break tables there.
 _PIPE_WIDTH = 120
 output = Console(width=None if Console().is_terminal else _PIPE_WIDTH)
 _errors = Console(stderr=True, soft_wrap=True)
-
-
-def note(message: str) -> None:
-    """Print plain text to stderr, beside what a command is asked for."""
-    _errors.print(message, markup=False, highlight=False)
 
 
 def progress(message: str) -> Status:

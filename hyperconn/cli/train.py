@@ -4,95 +4,70 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from hyperconn.cli.console import FAILED, bad_input, fail, output, say
-from hyperconn.cli.setup import corpus_of, use_threads, with_options
+from hyperconn.cli.console import FAILED, INTERRUPTED, bad_input, fail, say
+from hyperconn.cli.run_options import Data, Seed, Steps, Threads, training_progress, with_options
+from hyperconn.lab import LabConfig, Run, load_corpus
 from hyperconn.lab.checkpoint import load_checkpoint
-from hyperconn.lab.config import LabConfig
-from hyperconn.lab.interrupt import EXIT_CODE
-from hyperconn.lab.run import DivergedError, Run
-from hyperconn.lab.train import CHECKPOINT, CheckpointNotWrittenError, train
+from hyperconn.lab.run import DivergedError
+from hyperconn.lab.training import CHECKPOINT, CheckpointNotWrittenError
+from hyperconn.lab.training import train as run_to_the_end
 
 
-def run_train(
-    path: Path,
-    *,
-    data: Path | None,
-    seed: int | None,
-    steps: int | None,
-    out: Path | None,
-    resume: bool,
-    threads: int | None,
+def train(
+    config: Annotated[Path, typer.Argument(help="TOML or YAML file; see docs/training.md.")],
+    data: Data = None,
+    seed: Seed = None,
+    steps: Steps = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the checkpoint. Default: runs/CONFIG.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in the folder.")] = False,
+    threads: Threads = None,
 ) -> None:
-    """Train as the config at ``path`` says, with a checkpoint in ``out``."""
-    folder = Path("runs") / path.stem if out is None else out
+    """Train a small GPT on real text, with the residual connection that the config names."""
+    folder = Path("runs") / config.stem if out is None else out
     checkpoint = folder / CHECKPOINT
     with bad_input():
-        config = with_options(LabConfig.from_file(path), data=data, seed=seed, steps=steps, threads=threads)
-        use_threads(config)
+        settings = with_options(LabConfig.from_file(config), data=data, seed=seed, steps=steps, threads=threads)
         if checkpoint.exists() and not resume:
             raise ValueError(f"{checkpoint} exists; go on from it with --resume, or choose another --out folder")
-        run = Run(config, corpus_of(config))
+        run = Run(settings, load_corpus(settings.data, settings.model.context))
         if resume:
             load_checkpoint(run, checkpoint)
         folder.mkdir(parents=True, exist_ok=True)
 
-    kind = config.hyper_connection
+    kind = settings.hyper_connection
     connection = "plain residual" if kind is None else f"{kind.make_manifold()!r}"
     say(f"{run.model.num_parameters():,} parameters, {connection}, on {run.device}")
     say(f"text: {run.corpus.source}")
     if run.step:
-        say(f"resuming after step {run.step} of {config.train.steps}")
-
+        say(f"resuming after step {run.step} of {settings.train.steps}")
     try:
         finished = _with_progress(run, folder)
     except (DivergedError, CheckpointNotWrittenError) as error:
         fail(str(error), FAILED)
     if not finished:
-        again = ["hyperconn", "train", str(path), "--out", str(folder), "--resume"]
+        again = ["hyperconn", "train", str(config), "--out", str(folder), "--resume"]
         for option, value in (("--data", data), ("--seed", seed), ("--steps", steps), ("--threads", threads)):
             again += [] if value is None else [option, str(value)]
         say(f"stopped after step {run.step}; {checkpoint} is complete. Go on with:")
         say(f"  {shlex.join(again)}")
-        raise typer.Exit(EXIT_CODE)
-    if not run.history.valid or run.history.valid[-1][0] != run.step:
-        run.evaluate()
-    say(f"done after step {run.step}: {run.history.valid[-1][1]:.4f} bits per byte on held-out text")
+        raise typer.Exit(INTERRUPTED)
+    say(f"done after step {run.step}: {run.evaluate():.4f} bits per byte on held-out text")
     say(f"checkpoint: {checkpoint}")
 
 
 def _with_progress(run: Run, folder: Path) -> bool:
-    progress = Progress(
-        TextColumn("training"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.3f} bits/byte"),
-        TextColumn("{task.fields[speed]:,.0f} tokens/s"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=output,
-    )
-    with progress:
-        loss = run.history.train[-1] if run.history.train else float("nan")
-        task = progress.add_task("", total=run.config.train.steps, completed=run.step, loss=loss, speed=0.0)
-        pace: list[float] = []
+    with training_progress() as progress:
+        task = progress.add_task("training", total=run.config.train.steps, completed=run.step)
 
         def on_step(seconds: float) -> None:
-            pace.append(seconds)
-            recent = pace[-20:]
-            progress.update(
-                task,
-                completed=run.step,
-                loss=run.history.train[-1],
-                speed=run.tokens_per_step * len(recent) / sum(recent),
-            )
+            progress.update(task, completed=run.step, description=f"{run.history.train[-1]:.3f} bits per byte")
 
         def on_evaluation(bits: float) -> None:
             loss = run.history.train[-1]
             say(f"step {run.step}: training {loss:.4f}, held-out {bits:.4f} bits per byte")
 
-        return train(run, folder, on_step=on_step, on_evaluation=on_evaluation)
+        return run_to_the_end(run, folder, on_step=on_step, on_evaluation=on_evaluation)

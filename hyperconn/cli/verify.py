@@ -7,10 +7,9 @@ import importlib.util
 import os
 import sys
 import traceback
-from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import torch
 import typer
@@ -21,16 +20,22 @@ from hyperconn.cli.arguments import STDOUT
 from hyperconn.cli.console import BAD_INPUT, FAILED, bad_input, fail, output, progress, say
 
 
-def run_verify(name: str, *, sizes: Sequence[int] | None, examples: int, seed: int, json: str | None) -> None:
-    """Run the laws and exit with a status that says whether all hold.
-
-    Args:
-        name: a registered name of a manifold, gate or predictor, or ``module:Class``.
-        sizes: numbers of streams; None for the class's own examples.
-        examples: drawn cases for each law, shared out among the instances.
-        seed: of the draws.
-        json: a file for the certificate, ``-`` for stdout, which then gets nothing else; None for neither.
-    """
+def verify(
+    name: Annotated[str, typer.Argument(metavar="NAME_OR_MODULE:CLASS", help="A part by name, or a class to import.")],
+    sizes: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--n", metavar="SIZE ...", min=1, help="Streams, one or several: --n 2 3 4. Default: its examples."
+        ),
+    ] = None,
+    examples: Annotated[int, typer.Option(min=1, help="Drawn cases per law, shared out among the instances.")] = 500,
+    seed: Annotated[int, typer.Option(help="Seed of the cases.", min=0, max=2**32 - 1024)] = 0,
+    json: Annotated[
+        str | None,
+        typer.Option(metavar="[FILE.json]", help="Write the certificate there; without a file, to stdout alone."),
+    ] = None,
+) -> None:
+    """Run the laws against a part; status 0 only if all hold, 1 for a broken law, 2 for bad input."""
     if importlib.util.find_spec("hypothesis") is None:
         fail("the laws draw their cases with hypothesis: pip install 'hyperconn[test]'", BAD_INPUT)
     from hyperconn.testing.certificate import certificate, dumps

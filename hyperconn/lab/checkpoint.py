@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 
-from hyperconn.lab.config import LabConfig
-from hyperconn.lab.files import write_atomically
+from hyperconn.files import write_atomically
 from hyperconn.lab.run import History, Run
+from hyperconn.lab.settings import LabConfig
+from hyperconn.manifolds.core.errors import shown
 
-FORMAT = "hyperconn-lab-1"
+FORMAT = "hyperconn-lab-2"
 # What may differ between the run that wrote a checkpoint and the one that goes on from it.
 _FREE = {f"train.{key}" for key in ("steps", "eval_every", "eval_windows", "checkpoint_every", "device", "threads")}
 _FREE |= {"hyper_connection.backend", "hyper_connection.plugins"}  # the layers compare plugins, and warn
@@ -68,8 +69,7 @@ def load_checkpoint(run: Run, path: Path) -> None:
     run.model.load_state_dict(state["model"])
     run.optimizer.load_state_dict(state["optimizer"])
     run.step = state["step"]
-    history = state["history"]
-    run.history = History(train=history["train"], valid=[tuple(pair) for pair in history["valid"]])
+    run.history = History(state["history"]["train"], [tuple(pair) for pair in state["history"]["valid"]])
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -86,9 +86,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:  # torch's words for a damaged file
         reason = str(error).partition("\n")[0] or "it ends too early"
         raise CheckpointError(f"{path} is not a readable checkpoint: {reason}") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        found = state.get("format") if isinstance(state, dict) else type(state).__name__
-        raise CheckpointError(f"{path} is not a checkpoint of 'hyperconn train' ({FORMAT!r}), got {found!r}")
+    found = state.get("format") if isinstance(state, dict) else type(state).__name__
+    if found != FORMAT:
+        raise CheckpointError(f"{path} is not a checkpoint of 'hyperconn train' ({FORMAT!r}), got {shown(found)}")
     return state
 
 
@@ -96,8 +96,6 @@ def identity(config: LabConfig) -> dict[str, Any]:
     """Everything that decides the course of a run, as flat plain data."""
     table = config.to_dict()
     flat = {f"{section}.{key}": value for section in ("model", "train") for key, value in table[section].items()}
-    if config.train.schedule == "cosine":  # the length of the run shapes every step of it
-        flat["train.schedule"] = f"cosine over {config.train.steps} steps"
     kind = config.hyper_connection
     flat["hyper_connection"] = "plain residual" if kind is None else "hyper-connection"
     if kind is not None:
@@ -107,11 +105,8 @@ def identity(config: LabConfig) -> dict[str, Any]:
 
 
 def _differences(saved: dict[str, Any], own: dict[str, Any]) -> list[str]:
-    def shown(value: Any) -> str:
-        return value if isinstance(value, str) else repr(value)
-
     both = [key for key in own if key in saved and saved[key] != own[key]]
     if "hyper_connection" in both:
         kinds = (table.get("hyper_connection.manifold", "plain residual") for table in (saved, own))
         return ["checkpoint has {}, config has {}".format(*kinds)]
-    return [f"{key} is {shown(saved[key])} in the checkpoint and {shown(own[key])} in the config" for key in both]
+    return [f"{key} is {saved[key]} in the checkpoint and {own[key]} in the config" for key in both]

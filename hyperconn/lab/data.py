@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from hyperconn.lab.settings import DataConfig
+
 # Not the library itself: its own tests, and whatever was installed beside it.
 _SKIPPED_FOLDERS = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"})
 
@@ -33,32 +35,32 @@ class Corpus:
     digest: str
 
 
-def load_corpus(path: str | os.PathLike[str] | None, *, max_bytes: int, held_out: float, context: int) -> Corpus:
+def load_corpus(config: DataConfig, context: int) -> Corpus:
     """Read text and split off its tail.
 
     Args:
-        path: a file, or a folder (all files below it, hidden ones left out); None for the source files of the
-            Python standard library. Files are ordered by a hash of their relative path, so that the held-out
-            tail is a fair sample of them and the order is the same on every machine.
-        max_bytes: read no more than this.
-        held_out: fraction that becomes the validation split, in (0, 1).
+        config: where the text is. Of a folder, all files below it are read, hidden ones left out, ordered by a hash of
+            their relative path: so the held-out tail is a fair sample of them, and the order is the same on every
+            machine.
         context: length of a training window; either part must hold at least one.
 
     Raises:
         FileNotFoundError, PermissionError: the path, or a file below it, cannot be read.
         ValueError: there is no text, or too little of it.
     """
-    if path is None:
+    if config.path is None:
         root = Path(sysconfig.get_paths()["stdlib"])
-        source, files = f"Python standard library sources ({root})", _standard_library_files(root)
+        source = f"Python standard library sources ({root})"
+        files = [file for file in _files_below(root, _SKIPPED_FOLDERS.__contains__) if file.suffix == ".py"]
     else:
-        root = Path(path).expanduser()
+        root = Path(config.path).expanduser()
         if not root.exists():
             raise FileNotFoundError(f"data path {str(root)!r} does not exist; pass a text file or a folder of them")
-        source, files = str(root), [root] if root.is_file() else _folder_files(root)
-    text = _read(root, files, max_bytes)
+        source = str(root)
+        files = [root] if root.is_file() else _files_below(root, lambda name: name.startswith("."))
+    text = _read(root, files, config.max_bytes)
 
-    cut = len(text) - int(len(text) * held_out)
+    cut = len(text) - int(len(text) * config.held_out)
     for part, size in (("training", cut), ("held-out", len(text) - cut)):
         if size < context + 1:
             raise ValueError(
@@ -98,17 +100,6 @@ def _windows(text: Tensor, starts: Tensor, context: int) -> tuple[Tensor, Tensor
     return window[:, :-1], window[:, 1:]
 
 
-def _standard_library_files(root: Path) -> list[Path]:
-    return [file for file in _files_below(root, skip=_SKIPPED_FOLDERS.__contains__) if file.suffix == ".py"]
-
-
-def _folder_files(root: Path) -> list[Path]:
-    def hidden(name: str) -> bool:
-        return name.startswith(".")
-
-    return [file for file in _files_below(root, skip=hidden) if not hidden(file.name)]
-
-
 def _files_below(root: Path, skip: Callable[[str], bool]) -> list[Path]:
     def refuse(error: OSError) -> None:  # os.walk would leave out what it cannot list
         raise type(error)(f"cannot read data folder {error.filename!r}: {error.strerror}") from error
@@ -116,7 +107,7 @@ def _files_below(root: Path, skip: Callable[[str], bool]) -> list[Path]:
     found = []
     for folder, folders, files in os.walk(root, onerror=refuse):
         folders[:] = [name for name in folders if not skip(name)]
-        found += [Path(folder, name) for name in files]
+        found += [Path(folder, name) for name in files if not skip(name)]
     return [file for file in found if file.is_file()]
 
 

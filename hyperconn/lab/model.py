@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +12,7 @@ from torch.nn import functional
 
 from hyperconn.config import HyperConnectionConfig
 from hyperconn.connection import HyperConnection
-from hyperconn.lab.config import ModelConfig
-from hyperconn.streams import HyperConnectionHead, collapse_streams, expand_streams
+from hyperconn.lab.settings import ModelConfig
 
 VOCABULARY = 256  # bytes
 
@@ -40,8 +41,8 @@ class MLP(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(config.channels)
-        self.up = nn.Linear(config.channels, config.mlp_ratio * config.channels)
-        self.out = nn.Linear(config.mlp_ratio * config.channels, config.channels)
+        self.up = nn.Linear(config.channels, 4 * config.channels)
+        self.out = nn.Linear(4 * config.channels, config.channels)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, h: Tensor) -> Tensor:
@@ -86,22 +87,18 @@ class GPT(nn.Module):
                 branches += [Attention(config), MLP(config)]
             self.norm = nn.LayerNorm(config.channels)
             self._start(branches)
+            plain = (self.token, self.position, self.norm, *branches)
+            self._plain_parameters = sum(p.numel() for module in plain for p in module.parameters())
             # Last, so that the draws above are the same for every kind of connection.
-            self.sublayers = nn.ModuleList(self._connect(branch, index) for index, branch in enumerate(branches))
-            self._branch_parameters = sum(p.numel() for branch in branches for p in branch.parameters())
-            self.head = self._make_head()
+            self.sublayers = nn.Sequential(*(self._connect(branch, index) for index, branch in enumerate(branches)))
+            self.collapse = self._make_collapse()
 
     def forward(self, tokens: Tensor) -> Tensor:
         positions = torch.arange(tokens.shape[-1], device=tokens.device)
         x = self.token(tokens) + self.position(positions)  # [B, T, C]
         kind = self.hyper_connection
-        if kind is not None:
-            x = expand_streams(x, kind.streams, fractions=kind.fractions)  # [B, T, n, C]
-        for sublayer in self.sublayers:
-            x = sublayer(x)
-        if kind is not None:
-            x = collapse_streams(x, kind.collapse if self.head is None else self.head)
-        return functional.linear(self.norm(x), self.token.weight)
+        x = self.sublayers(x if kind is None else kind.make_expand()(x, kind.streams))  # streams: [B, T, n, C]
+        return functional.linear(self.norm(self.collapse(x)), self.token.weight)
 
     def loss(self, tokens: Tensor, following: Tensor) -> Tensor:
         """Mean cross-entropy of the next byte, in nats."""
@@ -113,19 +110,19 @@ class GPT(nn.Module):
 
     def num_connection_parameters(self) -> int:
         """Learned numbers that a plain residual would not have."""
-        head = 0 if self.head is None else sum(p.numel() for p in self.head.parameters())
-        return sum(p.numel() for p in self.sublayers.parameters()) - self._branch_parameters + head
+        return self.num_parameters() - self._plain_parameters
 
     def _connect(self, branch: nn.Module, index: int) -> nn.Module:
         if self.hyper_connection is None:
             return PlainResidual(branch)
         return HyperConnection(branch, self.config.channels, self.hyper_connection, layer_index=index)
 
-    def _make_head(self) -> nn.Module | None:
+    def _make_collapse(self) -> Callable[[Any], Tensor]:
         kind = self.hyper_connection
-        if kind is None or kind.collapse != "head":
-            return None
-        return HyperConnectionHead(self.config.channels, kind.streams, norm_eps=kind.norm_eps)
+        if kind is None:
+            return nn.Identity()
+        dim = kind.make_expand().stream_dim(self.config.channels, kind.streams)
+        return kind.make_collapse().make(dim, kind.streams, norm_eps=kind.norm_eps)
 
     @torch.no_grad()
     def _start(self, branches: list[Attention | MLP]) -> None:

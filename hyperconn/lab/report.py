@@ -1,4 +1,4 @@
-"""The report folder of a comparison: Markdown, JSON and the cells that the terminal shows."""
+"""The report folder of a comparison: a table in Markdown, and every number in JSON."""
 
 from __future__ import annotations
 
@@ -10,15 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy
 import torch
 
 import hyperconn
-from hyperconn.lab.compare import Contestant
-from hyperconn.lab.config import LabConfig
-from hyperconn.lab.files import write_atomically
-from hyperconn.lab.findings import findings, number
-from hyperconn.lab.rows import Row, make_rows
+from hyperconn.files import write_atomically
+from hyperconn.lab.contest import Contestant
+from hyperconn.manifolds import Manifold, invariants
 
 COLUMNS = (
     "residual", "H is", "bits per byte", "params added", "speed", "error of H", "gain forward", "gain backward", "norm",
@@ -33,117 +30,105 @@ NOTES = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Report:
-    """A finished comparison.
-
-    Attributes:
-        config: what was compared.
-        contestants: in the order of the table.
-        rows: their numbers.
-        sentences: what the numbers show.
-        steps: optimizer steps that every contestant took, unless it diverged.
-        source: the text.
-    """
-
-    config: LabConfig
-    contestants: Sequence[Contestant]
-    rows: Sequence[Row]
-    sentences: Sequence[str]
-    steps: int
-    source: str
-
-    @classmethod
-    def of(cls, config: LabConfig, contestants: Sequence[Contestant]) -> Report:
-        """Tabulate contestants that were trained."""
-        rows, steps = make_rows(contestants), max(c.run.step for c in contestants)
-        said = findings(rows, steps=steps, sublayers=2 * config.model.blocks)
-        return cls(config, contestants, rows, said, steps, contestants[0].run.corpus.source)
-
-    @property
-    def setting(self) -> str:
-        """The run in one line."""
-        model, train = self.config.model, self.config.train
-        return (
-            f"{model.blocks} blocks, {model.channels} channels, context {model.context}, batch {train.batch}, AdamW at "
-            f"{train.learning_rate:g}, {self.steps} steps, seed {train.seed}, on {self.source}"
-        )
+def table(contestants: Sequence[Contestant]) -> list[tuple[str, ...]]:
+    """What is said of each contestant, as text, in the order of ``COLUMNS``."""
+    plain = next((contestant for contestant in contestants if contestant.is_plain), None)
+    return [_cells(contestant, plain) for contestant in contestants]
 
 
-def cells(row: Row) -> tuple[str, ...]:
-    """A row of the table as text, in the order of ``COLUMNS``."""
+def _cells(contestant: Contestant, plain: Contestant | None) -> tuple[str, ...]:
+    kind, matrices = contestant.run.config.hyper_connection, contestant.matrices
+    if matrices is None:
+        gains = ["1.00" if contestant.is_plain else "–"] * 3
+    else:
+        gains = [number(max(values)) for values in (matrices.forward, matrices.backward, matrices.spectral)]
     return (
-        row.name,
-        row.kind,
-        "diverged" if row.diverged is not None else f"{row.bits_per_byte:.3f}",
-        f"{row.parameters_added:,}",
-        "–" if row.relative_speed is None else f"{row.relative_speed:.2f}",
-        "–" if row.violation is None else f"{row.violation:.0e}",
-        *("–" if math.isnan(v) else number(v) for v in (row.forward_gain, row.backward_gain, row.spectral_norm)),
+        contestant.name,
+        "identity" if kind is None else kind_of(kind.make_manifold()),
+        "diverged" if contestant.diverged is not None else f"{contestant.bits_per_byte:.3f}",
+        f"{contestant.run.model.num_connection_parameters():,}",
+        f"{contestant.speed_over(plain):.2f}" if plain and plain.seconds and contestant.seconds else "–",
+        "–" if matrices is None or matrices.violation is None else f"{matrices.violation:.0e}",
+        *gains,
     )
 
 
-def markdown(report: Report, plots: Sequence[tuple[str, str]]) -> str:
-    """The report as Markdown.
+def kind_of(manifold: Manifold) -> str:
+    """What a residual matrix is, in words that follow from its invariants.
 
-    Args:
-        report: what to show.
-        plots: file names and captions.
+    >>> from hyperconn.manifolds import make
+    >>> kind_of(make("kronecker", n=4)), kind_of(make("stiefel", n=4))
+    ('doubly stochastic', 'orthogonal')
     """
-    lines = ["# The same model under different residual connections", "", report.setting + ".", ""]
-    lines += ["| " + " | ".join(COLUMNS) + " |", "|" + " :-- |" * 2 + " --: |" * (len(COLUMNS) - 2)]
-    lines += ["| " + " | ".join(cells(row)) + " |" for row in report.rows]
-    lines += ["", *(f"- {note}" for note in NOTES), "", "## What it shows", "", *(f"- {s}" for s in report.sentences)]
-    for file, caption in plots:
-        lines += ["", f"## {caption}", "", f"![{caption}]({file})"]
+    held = set(manifold.invariants)
+    kinds = {
+        "identity": {invariants.is_identity},
+        "doubly stochastic": {invariants.row_sums, invariants.column_sums, invariants.nonnegative},
+        "projection": {invariants.idempotent},
+        "orthogonal": {invariants.orthogonal},
+        "spectral norm 1": {invariants.spectral_norm},
+    }
+    by_name = ", ".join(invariant.name for invariant in manifold.invariants) or "free"
+    return next((kind for kind, conditions in kinds.items() if conditions <= held), by_name)
+
+
+def number(value: float) -> str:
+    """Three significant digits below a thousand, whole numbers below a million, then powers of ten.
+
+    >>> number(1.0), number(23456.7), number(1.4e8)
+    ('1.00', '23,457', '1.4e+08')
+    """
+    if abs(value) >= 1e6:
+        return f"{value:.1e}"
+    return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:#.3g}".rstrip(".")
+
+
+def markdown(contestants: Sequence[Contestant], plots: Sequence[str]) -> str:
+    """The report, with the plots of these file names."""
+    run = max((contestant.run for contestant in contestants), key=lambda run: run.step)
+    model, train = run.config.model, run.config.train
+    setting = (
+        f"{model.blocks} blocks, {model.channels} channels, context {model.context}, batch {train.batch}, AdamW at "
+        f"{train.learning_rate:g}, {run.step} steps, seed {train.seed}, on {run.corpus.source}."
+    )
+    rows = [COLUMNS, (*[":--"] * 2, *["--:"] * (len(COLUMNS) - 2)), *table(contestants)]
+    lines = ["# The same model under different residual connections", "", setting, ""]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    lines += ["", *(f"- {note}" for note in NOTES)]
+    lines += [f"- {c.name} diverged: {c.diverged}" for c in contestants if c.diverged is not None]
+    lines += [line for file in plots for line in ("", f"![{file}]({file})")]
     return "\n".join(lines) + "\n"
 
 
-def machine_readable(report: Report) -> dict[str, Any]:
-    """Everything that the tables and plots are made of, with versions, config and seed; nan and inf become null."""
-    contestants = {}
-    for contestant, row in zip(report.contestants, report.rows, strict=True):
-        kind, matrices = contestant.run.config.hyper_connection, contestant.matrices
-        contestants[contestant.name] = {
-            **dataclasses.asdict(row),
-            "hyper_connection": None if kind is None else kind.to_dict(),
-            "step_seconds": contestant.seconds,
-            "history": dataclasses.asdict(contestant.run.history),
-            "gain_over_depth": None
-            if matrices is None
-            else {"forward": matrices.forward, "backward": matrices.backward, "spectral": matrices.spectral},
-            "measured_tokens": None if matrices is None else matrices.tokens,
-            "mean_H": None if matrices is None else matrices.mean.tolist(),
+def plain_data(contestants: Sequence[Contestant]) -> dict[str, Any]:
+    """Everything that table and plots are made of, with versions, config and seed; nan and inf become null."""
+    first = contestants[0].run
+    shared = dataclasses.replace(first.config, hyper_connection=None)
+    versions = {"hyperconn": hyperconn.__version__, "python": platform.python_version(), "torch": torch.__version__}
+    finite: dict[str, Any] = _without_nan(
+        {
+            "versions": {**versions, "platform": platform.platform()},
+            "config": shared.to_dict(),
+            "data": {"source": first.corpus.source, "digest": first.corpus.digest},
+            "threads": torch.get_num_threads(),
+            "contestants": {contestant.name: _plain(contestant) for contestant in contestants},
         }
-    table = {
-        "versions": versions(),
-        "config": report.config.to_dict(),
-        "seed": report.config.train.seed,
-        "steps": report.steps,
-        "data": {"source": report.source, "digest": report.contestants[0].run.corpus.digest},
-        "threads": torch.get_num_threads(),
-        "findings": list(report.sentences),
-        "contestants": contestants,
-    }
-    finite: dict[str, Any] = _without_nan(table)
+    )
     return finite
 
 
-def write_report(report: Report, out: Path, plots: Sequence[tuple[str, str]]) -> None:
-    """Write ``report.md`` and ``report.json`` into the folder ``out``."""
-    write_atomically(out / "report.md", markdown(report, plots).encode())
-    content = json.dumps(machine_readable(report), indent=1, allow_nan=False, ensure_ascii=False)
-    write_atomically(out / "report.json", content.encode())
-
-
-def versions() -> dict[str, str]:
-    """Versions that decide what a run computes."""
+def _plain(contestant: Contestant) -> dict[str, Any]:
+    run, kind, matrices = contestant.run, contestant.run.config.hyper_connection, contestant.matrices
     return {
-        "hyperconn": hyperconn.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": numpy.__version__,
-        "platform": platform.platform(),
+        "hyper_connection": None if kind is None else kind.to_dict(),
+        "steps": run.step,
+        "diverged": contestant.diverged,
+        "bits_per_byte": contestant.bits_per_byte,
+        "parameters": run.model.num_parameters(),
+        "parameters_added": run.model.num_connection_parameters(),
+        "matrices": None if matrices is None else dataclasses.asdict(matrices),
+        "history": dataclasses.asdict(run.history),
+        "step_seconds": contestant.seconds,
     }
 
 
@@ -153,3 +138,10 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_without_nan(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_report(contestants: Sequence[Contestant], out: Path, plots: Sequence[str]) -> None:
+    """Write ``report.md`` and ``report.json`` into the folder ``out``."""
+    write_atomically(out / "report.md", markdown(contestants, plots).encode())
+    content = json.dumps(plain_data(contestants), indent=1, allow_nan=False, ensure_ascii=False)
+    write_atomically(out / "report.json", content.encode())

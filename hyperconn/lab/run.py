@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from hyperconn.lab.config import LabConfig, TrainConfig
 from hyperconn.lab.data import Corpus, step_seed, training_batch, validation_windows
 from hyperconn.lab.model import GPT
+from hyperconn.lab.settings import LabConfig, TrainConfig
 
 _NATS_PER_BIT = math.log(2)
 
@@ -73,13 +73,13 @@ class Run:
             torch.manual_seed(step_seed(config.seed, self.step))
             loss = self.model.loss(tokens.to(self.device), following.to(self.device))
             loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip or math.inf)
-        bits, finite = loss.item() / _NATS_PER_BIT, math.isfinite(float(norm))
-        if not (math.isfinite(bits) and finite):
+        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), config.clip or math.inf))
+        bits = loss.item() / _NATS_PER_BIT
+        if not (math.isfinite(bits) and math.isfinite(norm)):
             self.optimizer.zero_grad()
             raise DivergedError(
                 f"training diverged at step {self.step + 1}: the loss is {bits:.4g} bits per byte, the gradient norm "
-                f"{float(norm):.4g}; lower train.learning_rate or lengthen train.warmup"
+                f"{norm:.4g}; lower train.learning_rate or lengthen train.warmup"
             )
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, self.step)
@@ -112,19 +112,11 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     >>> [learning_rate(TrainConfig(learning_rate=1.0, warmup=4), step) for step in (0, 3, 10)]
     [0.25, 1.0, 1.0]
     """
-    warm = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
-    if config.schedule == "constant" or step < config.warmup:
-        return config.learning_rate * warm
-    progress = (step - config.warmup) / max(1, config.steps - config.warmup)
-    return config.learning_rate * (0.1 + 0.45 * (1 + math.cos(math.pi * min(1.0, progress))))
+    return config.learning_rate * (min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0)
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device that a config means.
-
-    Raises:
-        ValueError: it does not exist here.
-    """
+    """The device that a config means; raises ValueError where it does not exist here."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -141,6 +133,6 @@ def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     return torch.optim.AdamW(
         [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
         lr=config.learning_rate,
-        betas=(config.beta1, config.beta2),
+        betas=(0.9, 0.95),
         fused=True,
     )

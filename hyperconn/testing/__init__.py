@@ -17,7 +17,8 @@ True
 """
 
 from hyperconn.testing.all_laws import LAWS, get_law
-from hyperconn.testing.case import Case, cases
+from hyperconn.testing.case import Case
+from hyperconn.testing.cases import cases
 from hyperconn.testing.law import SCALES, SHAPES, Law, LawViolation, law
 from hyperconn.testing.measured import Measured, at_least, at_most, fact
 from hyperconn.testing.runner import Verdict, check_law, verify

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from hyperconn.manifolds.core.errors import unknown_name
+from hyperconn.testing import gradient_laws, interface_laws, member_laws, part_laws, point_laws
 from hyperconn.testing.law import Law
-from hyperconn.testing.laws import gradients, interface, members, parts, points
 
-_MODULES = (interface, members, points, gradients, parts)
+_MODULES = (interface_laws, member_laws, point_laws, gradient_laws, part_laws)
 
 LAWS: tuple[Law, ...] = tuple(law for module in _MODULES for law in vars(module).values() if isinstance(law, Law))
 

@@ -1,30 +1,15 @@
-"""The situation in which a law is checked, and the strategy that draws it."""
+"""The situation in which a law is checked."""
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from hyperconn.manifolds.core.map import Map
 
-try:
-    from hypothesis import strategies
-    from hypothesis.extra.numpy import arrays
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-        "hyperconn.testing draws its cases with hypothesis: pip install 'hyperconn[test]'"
-    ) from error
-
-if TYPE_CHECKING:
-    from hyperconn.testing.law import Law
-
-_SEEDS = strategies.integers(0, 2**32 - 1)
 # Numbers of the independent random streams that one seed gives rise to; laws use 2 and more.
 _COORDINATES, _PATTERN = 0, 1
 _STREAMS = 64
@@ -111,35 +96,6 @@ class Case:
         close = ")" if self.is_short else ">"
         device = f", device={self.device.type!r}" if self.device.type != "cpu" else ""
         return f"Case({numbers}, dtype={self.dtype}{device}{close}, seed={self.seed}, scale={self.scale})"
-
-
-def grid(law: Law, subject: Map, seed: int = 0, device: str = "cpu") -> list[Case]:
-    """Cases that meet every scale of a law in every dtype and every batch shape at least once, simple ones first."""
-    cells = list(itertools.product(law.dtypes, law.scales))
-    total = max(len(cells), len(law.batches))
-    kinds = itertools.islice(zip(itertools.cycle(cells), itertools.cycle(law.batches), strict=False), total)
-    return [Case.of(subject, seed, scale, batch, dtype, device, smooth=law.smooth) for (dtype, scale), batch in kinds]
-
-
-@strategies.composite
-def cases(draw: strategies.DrawFn, law: Law, subject: Map, device: str = "cpu") -> Case:
-    """The cases that a law may meet: coordinates in general position, awkward ones, and any floats at all.
-
-    The last are arrays of a few values, subnormal ones and zeros of both signs among them, beside a value that fills
-    the rest: one-hots and ties.
-    """
-    dtype = draw(strategies.sampled_from(law.dtypes))
-    scale = draw(strategies.sampled_from(law.scales))
-    batch = draw(strategies.sampled_from(law.batches))
-    seed = draw(_SEEDS)
-    if law.smooth or draw(strategies.booleans()):
-        return Case.of(subject, seed, scale, batch, dtype, device, smooth=law.smooth)
-    width = 64 if dtype == torch.float64 else 32
-    largest = float(np.float32(4 * scale))
-    values = strategies.floats(-largest, largest, width=width)
-    shape = (*batch, subject.num_coordinates)
-    numbers = draw(arrays(np.float64, shape, elements=values, fill=values))
-    return Case(torch.from_numpy(numbers).to(dtype=dtype, device=device), seed, scale)
 
 
 def _generator(seed: int, stream: int) -> torch.Generator:

@@ -32,7 +32,7 @@ from hyperconn.manifolds.core.map import Map
 from hyperconn.testing.case import Case
 from hyperconn.testing.expressions import expression
 from hyperconn.testing.law import SCALES
-from hyperconn.testing.laws.tools import gradient_of, is_constant
+from hyperconn.testing.law_tools import gradient_of, is_constant
 
 # Float64 exists in the interpreter alone; there a wrong term cannot hide behind rounding.
 LIMITS = {torch.float64: 1e-10, torch.float32: 2e-5}
@@ -207,9 +207,9 @@ def _backward(subject: Map, theta: Tensor, dH: Tensor) -> Tensor:
     pair = cast(DevicePair, subject.kernel)
     with _poisoned():
         if isinstance(subject, Gate):
-            *tensors, spec = _as_raw(subject, theta)
+            raw, base, scale, spec = _as_raw(subject, theta)
             rest = theta.new_zeros(theta.shape[0], subject.n), theta.new_zeros(theta.shape[0], subject.n, subject.n)
-            return coefficients_backward(*tensors, dH, *rest, spec)[0][:, : subject.num_coordinates]
+            return coefficients_backward(raw, base, scale, dH, *rest, spec)[0][:, : subject.num_coordinates]
         return constrain.constrain_backward(theta, dH, pair, subject.n)
 
 

@@ -10,7 +10,8 @@ from hypothesis import Phase
 
 from hyperconn.manifolds.core.map import Map
 from hyperconn.testing.all_laws import LAWS, get_law
-from hyperconn.testing.case import Case, cases, grid
+from hyperconn.testing.case import Case
+from hyperconn.testing.cases import cases, grid
 from hyperconn.testing.expressions import expression
 from hyperconn.testing.law import CRASHES, Law, LawViolation, crash
 from hyperconn.testing.measured import Measured, fact

@@ -68,7 +68,8 @@ class CoefficientSpec:
     @classmethod
     def from_arguments(cls, *arguments: Any) -> CoefficientSpec:
         """The inverse of ``arguments``."""
-        return cls(*(tuple(value) if isinstance(value, list) else value for value in arguments))
+        fields: list[Any] = [tuple(value) if isinstance(value, list) else value for value in arguments]
+        return cls(*fields)
 
 
 def fused_coefficients(

@@ -71,8 +71,10 @@ def installed(kind: str) -> tuple[Plugin, ...]:
     """Every entry point for parts of a kind (``"manifold"``), allowed or not, sorted by name. Nothing is imported."""
     found = set()
     for point in importlib.metadata.entry_points(group=f"{LIBRARY}.{kind}s"):
-        provider = Provider(point.dist.name, point.dist.version or "of no version") if point.dist else None
-        found.add(Plugin(kind, point.name, point.value, provider or Provider("an unnamed distribution", "")))
+        # A damaged distribution has no name or version.
+        name, version = (point.dist.name, point.dist.version) if point.dist else (None, None)
+        provider = Provider(name or "an unnamed distribution", version or "of no version")
+        found.add(Plugin(kind, point.name, point.value, provider))
     return tuple(sorted(found, key=lambda p: (part_key(p.name), p.provider.distribution, p.target)))
 
 

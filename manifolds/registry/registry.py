@@ -40,7 +40,7 @@ class Registry(Generic[P]):
 
     all: ClassVar[list[Registry[Any]]] = []
 
-    def __init__(self, kind: str, base: type[P]) -> None:
+    def __init__(self, kind: str, base: type[Any]) -> None:
         self.kind, self.base = kind, base
         # Under the keys of names and aliases alike. Written with the lock held, read without.
         self._entries: dict[str, _Entry] = {}

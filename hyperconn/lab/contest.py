@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from hyperconn.config import HyperConnectionConfig
-from hyperconn.lab.config import PLAIN, LabConfig
 from hyperconn.lab.data import Corpus, validation_windows
-from hyperconn.lab.interrupt import deferred_interrupt
 from hyperconn.lab.measure import MatrixReport, measure_matrices
 from hyperconn.lab.run import DivergedError, Run
+from hyperconn.lab.settings import PLAIN, LabConfig
+from hyperconn.lab.training import deferred_interrupt
 from hyperconn.manifolds.core.errors import unknown_name
 
 DEFAULT_PRESETS = ("plain", "hc", "mhc", "mhc-lite", "kromhc", "jpmhc", "shc")
@@ -43,18 +43,18 @@ class Contestant:
     matrices: MatrixReport | None = None
 
     @property
-    def steady_seconds(self) -> list[float]:
-        """Seconds of the steps after the first few."""
-        return self.seconds[_WARMUP_STEPS:] or self.seconds
+    def is_plain(self) -> bool:
+        """Whether this is the plain residual."""
+        return self.run.config.hyper_connection is None
 
-    @property
-    def tokens_per_second(self) -> float:
-        """At the median step; nan if none was taken."""
-        seconds = self.steady_seconds
-        return self.run.tokens_per_step / statistics.median(seconds) if seconds else float("nan")
+    def speed_over(self, other: Contestant) -> float:
+        """Median over rounds of how much faster it stepped than another one did in the same round."""
+        # A contestant that diverged took part in the first rounds only.
+        rounds = list(zip(self.seconds, other.seconds))  # noqa: B905
+        return statistics.median(theirs / ours for ours, theirs in rounds[_WARMUP_STEPS:] or rounds)
 
 
-def contestants(config: LabConfig, corpus: Corpus, names: Sequence[str]) -> list[Contestant]:
+def contestants(config: LabConfig, corpus: Corpus, names: Sequence[str] = ()) -> list[Contestant]:
     """Models that differ in their residual connection only: equal seeds, data and weights of the branches.
 
     Args:
@@ -77,14 +77,14 @@ def contestants(config: LabConfig, corpus: Corpus, names: Sequence[str]) -> list
 
 
 def _kind(name: str, config: LabConfig) -> HyperConnectionConfig | None:
-    if name in PLAIN:
+    if name == PLAIN:
         return None
     if name == "config":
         if config.hyper_connection is None:
             raise ValueError("the contestant 'config' is the [hyper_connection] section, and this config has none")
         return config.hyper_connection
     if name not in HyperConnectionConfig.presets():
-        raise unknown_name("preset", name, {*HyperConnectionConfig.presets(), "plain", "config"})
+        raise unknown_name("preset", name, {*HyperConnectionConfig.presets(), PLAIN, "config"})
     return HyperConnectionConfig.preset(name, **config.compare.overrides)
 
 
@@ -98,31 +98,28 @@ def train_side_by_side(field: Sequence[Contestant], *, on_round: Callable[[], No
     """
     if not field:
         raise ValueError("a comparison needs at least one contestant")
-    config = field[0].run.config.train
+    config, step = field[0].run.config.train, 0
     with deferred_interrupt() as interrupted:
-        for step in range(config.steps):
+        while step < config.steps and not interrupted():
+            step += 1
             for contestant in field:
-                _advance(contestant)
-            due = config.eval_every > 0 and (step + 1) % config.eval_every == 0
-            if due and step + 1 < config.steps:
-                for contestant in field:
-                    if contestant.diverged is None:
-                        contestant.run.evaluate()
+                _advance(contestant, evaluate=config.eval_every > 0 and step % config.eval_every == 0)
             on_round()
-            if interrupted:
-                break
         for contestant in field:
             _finish(contestant)
-        return field[0].run.step == config.steps or not interrupted
+    return step == config.steps
 
 
-def _advance(contestant: Contestant) -> None:
+def _advance(contestant: Contestant, *, evaluate: bool) -> None:
     if contestant.diverged is not None:
         return
     try:
         contestant.seconds.append(contestant.run.advance())
     except DivergedError as error:
         contestant.diverged = str(error)
+        return
+    if evaluate:
+        contestant.run.evaluate()
 
 
 def _finish(contestant: Contestant) -> None:

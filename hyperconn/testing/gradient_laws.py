@@ -20,7 +20,7 @@ from hyperconn.manifolds import Invariant, Manifold
 from hyperconn.manifolds.core.map import Map
 from hyperconn.testing.case import Case
 from hyperconn.testing.law import SINGLE_AND_DOUBLE, law
-from hyperconn.testing.laws.tools import (
+from hyperconn.testing.law_tools import (
     COTANGENT,
     DIRECTION,
     SECOND_DIRECTION,

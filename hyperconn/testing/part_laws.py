@@ -11,7 +11,7 @@ from hyperconn.gates import Gate
 from hyperconn.predictors import Start
 from hyperconn.testing.case import Case
 from hyperconn.testing.law import law
-from hyperconn.testing.laws.tools import COTANGENT, DIRECTION
+from hyperconn.testing.law_tools import COTANGENT, DIRECTION
 from hyperconn.testing.measured import Measured, at_least, at_most, fact
 from hyperconn.testing.subjects import PredictorCase
 

@@ -18,7 +18,7 @@ from hyperconn.manifolds import Manifold
 from hyperconn.manifolds.core.map import Map
 from hyperconn.testing.case import Case
 from hyperconn.testing.law import SHAPES, law
-from hyperconn.testing.laws.tools import (
+from hyperconn.testing.law_tools import (
     COTANGENT,
     gradient_of,
     has_coordinates,

@@ -16,7 +16,7 @@ from hyperconn.manifolds import Invariant, Manifold, invariants
 from hyperconn.manifolds.core.symmetries import relabelled
 from hyperconn.testing.case import Case
 from hyperconn.testing.law import SINGLE_AND_DOUBLE, TOKENS, law
-from hyperconn.testing.laws.tools import DRAW, has_coordinates, pull_back, worst_residual
+from hyperconn.testing.law_tools import DRAW, has_coordinates, pull_back, worst_residual
 from hyperconn.testing.measured import Measured, at_least, at_most, fact
 
 # Violating one of these takes no more than one wrong entry, wherever it stands.

@@ -12,7 +12,7 @@ from hyperconn.manifolds import Manifold, invariants
 from hyperconn.manifolds.core.map import Map
 from hyperconn.testing.case import Case
 from hyperconn.testing.law import law
-from hyperconn.testing.laws.tools import (
+from hyperconn.testing.law_tools import (
     DRAW,
     available,
     has_right_inverse,

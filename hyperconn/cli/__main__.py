@@ -1,6 +1,0 @@
-"""``python -m hyperconn.cli``, the same as the command ``hyperconn``."""
-
-from hyperconn.cli import main
-
-if __name__ == "__main__":
-    main()

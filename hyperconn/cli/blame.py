@@ -1,0 +1,37 @@
+"""Whose fault an error is: code of plugins runs here, and they are named where it fails."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from hyperconn.manifolds import PluginError
+from hyperconn.manifolds.registry import MANIFOLDS, Registry
+from hyperconn.predictors import PREDICTORS
+
+_STREAMS = 4
+
+
+@contextmanager
+def blaming_plugins(name: str, registry: Registry[Any] = MANIFOLDS) -> Iterator[None]:
+    """Turn whatever the code of a plugin raises into a PluginError; what a built-in raises keeps its traceback."""
+    origin = registry.provider(name)
+    if origin is None or origin.built_in:
+        yield
+        return
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise PluginError(f"{name} of {origin}: {type(error).__name__}: {error}") from error
+
+
+def shown_instance(name: str, registry: Registry[Any] = MANIFOLDS) -> Any:
+    """The part of a name with default options, at n=4; where its class refuses that, its first example."""
+    cls = registry.get(name)
+    try:
+        return cls() if registry is PREDICTORS else cls(n=_STREAMS)
+    except (ValueError, TypeError):
+        return cls.examples()[0]

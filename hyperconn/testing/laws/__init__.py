@@ -1,1 +1,0 @@
-"""The laws, by what they are about; ``hyperconn.testing.all_laws`` lists them."""
