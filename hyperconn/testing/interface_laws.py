@@ -247,8 +247,10 @@ def value_semantics(subject: Map, case: Case) -> Iterator[Measured]:
 
 
 def _refuses_assignment(part: Any) -> bool:
+    # A class without options of its own freezes those that it inherits.
+    name = next((field.name for field in dataclasses.fields(part)), "name")
     try:
-        part.name = part.name
+        setattr(part, name, getattr(part, name))
     except dataclasses.FrozenInstanceError:
         return True
     return False
