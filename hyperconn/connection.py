@@ -260,11 +260,13 @@ class HyperConnection(CheckpointNote):
         arguments: tuple[Any, ...] | None = self._fused_arguments
         return arguments
 
-    # A compiler must not look into parts and pairs, which anybody may write.
-    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
     def _make_fused_arguments(self) -> tuple[Any, ...] | None:
         fused = fused_spec(self.spec)
         return None if fused is None else fused.arguments()
+
+    # A compiler must not look into parts and pairs, which anybody may write. torch.compiler.assume_constant_result sets
+    # this too, but imports the whole compiler for it, and triton with that.
+    _make_fused_arguments._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     def _anchor(self) -> Tensor | None:
         """A parameter: dtype and device of all of them."""
