@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hyperconn.gates import GATES
 from hyperconn.manifolds.core.class_check import require_contract
+from hyperconn.manifolds.core.errors import UnknownNameError
 from hyperconn.manifolds.core.map import Map
 from hyperconn.manifolds.registry import MANIFOLDS, Registry
 from hyperconn.predictors import PREDICTORS, Flat, Layout, Predictor
@@ -81,6 +82,21 @@ class PredictorCase(Map):
         found = self.predictor.logits(x, raw, parameters, self.layout)
         found = found.expand(x.shape[0], -1) if found.dim() == 1 else found
         return found.reshape(*theta.shape[:-1], self.layout.total)
+
+
+def named(name: str) -> type[Any]:
+    """The registered class of that name: a manifold, if there is none a gate, then a predictor.
+
+    Raises:
+        UnknownNameError: it is nobody's name; with the manifolds that are nearest.
+    """
+    unknown: list[UnknownNameError] = []
+    for registry in KINDS:
+        try:
+            return registry.get(name)
+        except UnknownNameError as error:
+            unknown.append(error)
+    raise unknown[0]
 
 
 def choose(cls: object, sizes: Sequence[int] | None = None) -> tuple[Map, ...]:
