@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-import broken_maps
 from healthy_manifold import Circulant
-from hyperconn.manifolds import Invariant, Manifold, invariants
+from hyperconn.manifolds import Invariant, Manifold, Stiefel, Symmetry, invariants
 
 # ---------------------------------------------------------------------------------------------------- the interface
 
@@ -187,22 +188,10 @@ class PassesOverACoordinate(_Plain):
 class WorsensWithIterations(_Plain):
     iterations: int = 5
     breaks = "iterations"
-
-    @property
-    def exact(self):
-        return False
-
-    @property
-    def exact_invariants(self):
-        return (invariants.row_sums, invariants.nonnegative)
-
-    @property
-    def contains_identity(self):
-        return False
-
-    @property
-    def norm_bound(self):
-        return None
+    exact = False
+    exact_invariants = (invariants.row_sums, invariants.nonnegative)
+    contains_identity = False
+    norm_bound = None
 
     def forward(self, theta):
         # Rows lean towards the first stream, whose column sum grows.
@@ -223,13 +212,8 @@ class CallsSymmetryClosed(Manifold):
     def num_coordinates(self):
         return self.n**2
 
-    @property
-    def invariants(self):
-        return (replace(invariants.symmetric, closed_under_products=True), invariants.non_expansive)
-
-    @property
-    def contains_identity(self):
-        return False
+    invariants = (replace(invariants.symmetric, closed_under_products=True), invariants.non_expansive)
+    contains_identity = False
 
     def forward(self, theta):
         S = theta.unflatten(-1, (self.n, self.n))
@@ -237,16 +221,13 @@ class CallsSymmetryClosed(Manifold):
         size = (1 + S.square().sum((-2, -1), keepdim=True)).sqrt()
         return (torch.eye(self.n, dtype=theta.dtype, device=theta.device) + S / size) / 2
 
-    def identity(self, *, dtype=None, device=None):
-        return 1e3 * torch.eye(self.n, dtype=dtype, device=device).flatten()
+    def identity_coordinates(self):
+        return 1e3 * torch.eye(self.n).flatten()
 
 
 class PromisesASmallerNorm(Circulant):
     breaks = "norm_bound"
-
-    @property
-    def norm_bound(self):
-        return 0.9
+    norm_bound = 0.9
 
 
 class SeesNoViolation(Circulant):
@@ -293,33 +274,30 @@ class MeasuresByHalves(Circulant):
 class MissesTheIdentity(Circulant):
     breaks = "identity"
 
-    def identity(self, *, dtype=None, device=None):
-        return torch.zeros(self.n, dtype=dtype, device=device)
+    def identity_coordinates(self):
+        return [0.0] * self.n
 
 
 class DeniesTheIdentity(Circulant):
     breaks = "identity"
-
-    @property
-    def contains_identity(self):
-        return False
+    contains_identity = False
 
 
 class StartsSaturated(Circulant):
     breaks = "initial"
 
-    def initial(self, sharpness=8.0, *, dtype=None, device=None):
-        return super().initial(1e4, dtype=dtype, device=device)
+    def initial_coordinates(self, sharpness):
+        return super().initial_coordinates(1e4)
 
 
 class StartsFurtherTheSharper(Circulant):
     breaks = "initial"
 
-    def identity(self, *, dtype=None, device=None):
-        return Circulant.initial(self, 64.0, dtype=dtype, device=device)
+    def identity_coordinates(self):
+        return super().initial_coordinates(64.0)
 
-    def initial(self, sharpness=8.0, *, dtype=None, device=None):
-        return Circulant.initial(self, 8.0 / sharpness, dtype=dtype, device=device)
+    def initial_coordinates(self, sharpness):
+        return super().initial_coordinates(8.0 / sharpness)
 
 
 class InvertsTheTranspose(Circulant):
@@ -349,18 +327,12 @@ class MiscountsItsGroups(Circulant):
 
 class IsExactAboutNothing(Circulant):
     breaks = "declarations"
-
-    @property
-    def exact_invariants(self) -> tuple[Invariant, ...]:
-        return ()
+    exact_invariants = ()
 
 
 class BoundsItsNormLoosely(Circulant):
     breaks = "declarations"
-
-    @property
-    def norm_bound(self):
-        return 2.0
+    norm_bound = 2.0
 
 
 class ComparesByIdentity(Circulant):
@@ -374,8 +346,176 @@ class Thaws(Circulant):
     __setattr__ = object.__setattr__
 
 
+# ---------------------------------------------------------------------------------------------------------- relations
+
+
+class CallsRotationsConvex(Stiefel):
+    breaks = "mixtures"
+    invariants = (replace(invariants.orthogonal, closed_under_mixtures=True), invariants.spectral_norm)
+
+
+_NEIGHBOURS = Invariant(
+    "neighbours", "H[0, 1] = H[1, 2]", lambda H: (H[..., 0, 1] - H[..., 1, 2]).abs(), closed_under_relabelling=True
+)
+
+
+class CallsTheOrderIndifferent(Circulant):
+    """That neighbours get equal weights is true of shifts, until the streams are numbered in another order."""
+
+    breaks = "relabelling"
+    size = 4
+
+    @property
+    def invariants(self):
+        return (*super().invariants, _NEIGHBOURS)
+
+
+class HasAnotherFormula(Circulant):
+    breaks = "reference"
+
+    def reference(self, theta):
+        return super().reference(theta).mT
+
+
+class IsLessSymmetricThanItSays(Circulant):
+    breaks = "symmetries"
+    symmetries = (Symmetry("negation", "m(−θ) = m(θ)ᵀ", lambda theta, draw: -theta, lambda H, draw: H.mT),)
+
+
+class ForgetsWhereItWas(Circulant):
+    """Coordinates of members are right, those of what is a member up to rounding are another member's."""
+
+    breaks = "round_trip"
+
+    def coordinates(self, H):
+        noisy = self.violation(H) > 8 * self.tolerance(H.dtype)
+        return torch.where(noisy[..., None], super().coordinates(H.mT), super().coordinates(H))
+
+
+# -------------------------------------------------------------------------------------------------------- derivatives
+
+
+class _Nothing(torch.autograd.Function):
+    """Zero matrices with the gradient that someone else makes up."""
+
+    @staticmethod
+    def forward(ctx, theta, slope):
+        ctx.save_for_backward(theta)
+        ctx.slope = slope
+        return theta.new_zeros(*theta.shape, theta.shape[-1])
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        (theta,) = ctx.saved_tensors
+        return ctx.slope(theta, cotangent), None
+
+
+def _between_streams(cotangent):
+    """What a change of H sees that moves no sum: ``[..., 1]``."""
+    return (cotangent[..., :1, 0] - cotangent[..., :1, 1]) - (cotangent[..., 1:2, 0] - cotangent[..., 1:2, 1])
+
+
+class _AddsToGradients(Circulant):
+    slope: ClassVar[Callable[[Tensor, Tensor], Tensor]]
+
+    def forward(self, theta):
+        return super().forward(theta) + _Nothing.apply(theta, type(self).slope)
+
+
+class Overflows(Circulant):
+    breaks = "finite"
+    exact = False
+    norm_bound = None
+
+    def forward(self, theta):
+        return super().forward(theta) * (theta.exp() / theta.exp())[..., :1, None]
+
+
+class HasNoGradientAtZero(_AddsToGradients):
+    breaks = "finite"
+    also = ("tangent",)
+
+    def slope(theta, cotangent):
+        zero = ((theta == 0) & ~theta.signbit()).all(-1, keepdim=True)
+        return torch.where(zero, torch.nan, 0 * _between_streams(cotangent)).expand_as(theta)
+
+
+class DividesByRounding(_AddsToGradients):
+    breaks = "bounded_gradients"
+    also = ("extremes",)
+
+    def slope(theta, cotangent):
+        near = theta.abs().amax(-1, keepdim=True) < 0.01
+        return torch.where(near, 1e17 * _between_streams(cotangent), 0.0).expand_as(theta)
+
+
+class IsATenthOff(_AddsToGradients):
+    breaks = "first_derivative"
+
+    def slope(theta, cotangent):
+        return (0.1 * _between_streams(cotangent)).expand_as(theta)
+
+
+class IsWrongInSinglePrecision(_AddsToGradients):
+    breaks = "gradient_precision"
+
+    def slope(theta, cotangent):
+        return ((theta.dtype == torch.float32) * 0.5 * _between_streams(cotangent)).expand_as(theta)
+
+
+class DetachesNearZero(Circulant):
+    breaks = "first_derivative"
+
+    def forward(self, theta):
+        # At initial() the gradient is right: that one has to be there is another law.
+        near = theta.abs().amax(-1, keepdim=True) < 2
+        return super().forward(torch.where(near, theta.detach(), theta))
+
+
+class IsRightOnlyOnce(_AddsToGradients):
+    breaks = "second_derivative"
+
+    def slope(theta, cotangent):
+        return _between_streams(cotangent) * (theta - theta.detach())
+
+
+class MovesSumsWhereCoordinatesAreEqual(_AddsToGradients):
+    """The two sides of a minimum, mixed up."""
+
+    breaks = "tangent"
+
+    def slope(theta, cotangent):
+        equal = (theta == theta[..., :1]).all(-1, keepdim=True)
+        return (0.1 * equal * cotangent.sum((-2, -1))[..., None]).expand_as(theta)
+
+
+class _HalfTangent(torch.autograd.Function):
+    """The identity, with half of its derivative in forward mode."""
+
+    @staticmethod
+    def forward(theta):
+        return theta.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        return cotangent
+
+    @staticmethod
+    def jvp(ctx, tangent):
+        return tangent / 2
+
+
+class IsHalfAsFastForwards(Circulant):
+    breaks = "forward_mode"
+
+    def forward(self, theta):
+        return super().forward(_HalfTangent.apply(theta))
+
+
 BROKEN: tuple[Manifold, ...] = tuple(
-    cls(n=getattr(cls, "size", 3))
-    for cls in [*globals().values(), *vars(broken_maps).values()]
-    if isinstance(cls, type) and "breaks" in vars(cls)
+    cls(n=getattr(cls, "size", 3)) for cls in [*globals().values()] if isinstance(cls, type) and "breaks" in vars(cls)
 )

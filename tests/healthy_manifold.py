@@ -12,22 +12,14 @@ class Circulant(Manifold):
     """Mixtures of cyclic shifts: doubly stochastic, n coordinates, and in keeping with every law."""
 
     name = "healthy"
-
-    @property
-    def exact(self):
-        return True
+    exact = True
 
     @property
     def num_coordinates(self):
         return self.n
 
-    @property
-    def invariants(self):
-        return (invariants.row_sums, invariants.column_sums, invariants.nonnegative)
-
-    @property
-    def norm_bound(self):
-        return 1.0
+    invariants = (invariants.row_sums, invariants.column_sums, invariants.nonnegative)
+    norm_bound = 1.0
 
     @property
     def symmetries(self):
@@ -47,13 +39,11 @@ class Circulant(Manifold):
         steps = torch.arange(self.n, device=theta.device)
         return torch.softmax(theta, -1)[..., (steps - steps[:, None]) % self.n]
 
-    def identity(self, *, dtype=None, device=None):
-        return self.initial(64.0, dtype=dtype, device=device)
+    def identity_coordinates(self):
+        return self.initial_coordinates(64.0)
 
-    def initial(self, sharpness=8.0, *, dtype=None, device=None):
-        theta = torch.full((self.n,), -float(sharpness), dtype=dtype, device=device)
-        theta[0] = 0.0
-        return theta
+    def initial_coordinates(self, sharpness):
+        return [0.0, *[-sharpness] * (self.n - 1)]
 
     def coordinates(self, H):
         H = self._require_member(H, *self.invariants)
@@ -69,22 +59,14 @@ class Ball(Manifold):
 
     name = "ball"
     contains_identity = False
-
-    @property
-    def exact(self):
-        return True
+    exact = True
 
     @property
     def num_coordinates(self):
         return self.n**2
 
-    @property
-    def invariants(self):
-        return (invariants.non_expansive,)
-
-    @property
-    def norm_bound(self):
-        return 1.0
+    invariants = (invariants.non_expansive,)
+    norm_bound = 1.0
 
     def forward(self, theta):
         entries = theta.unflatten(-1, (self.n, self.n))
@@ -92,8 +74,8 @@ class Ball(Manifold):
         entries = entries / size
         return entries / (entries.square().sum((-1, -2), keepdim=True) + 1 / size.square()).sqrt()
 
-    def identity(self, *, dtype=None, device=None):
-        return 1e3 * torch.eye(self.n, dtype=dtype, device=device).flatten()
+    def identity_coordinates(self):
+        return 1e3 * torch.eye(self.n).flatten()
 
 
 class Positive(Ball):
@@ -101,13 +83,10 @@ class Positive(Ball):
 
     name = "positive"
     norm_bound = None
-
-    @property
-    def invariants(self):
-        return (invariants.nonnegative,)
+    invariants = (invariants.nonnegative,)
 
     def forward(self, theta):
         return torch.nn.functional.softplus(theta).unflatten(-1, (self.n, self.n))
 
-    def identity(self, *, dtype=None, device=None):
-        return (torch.eye(self.n, dtype=dtype, device=device) * 40.54 - 40).flatten()
+    def identity_coordinates(self):
+        return (torch.eye(self.n) * 40.54 - 40).flatten()

@@ -52,7 +52,7 @@ OF_MANIFOLDS = tuple(each for each in INSTANCES if isinstance(each, Manifold))
 
 def test_nothing_is_left_out() -> None:
     concerned = {law.name: [each for each in INSTANCES if law.applies(each)] for law in LAWS}
-    assert len(LAWS) == 39 and all(concerned.values())
+    assert len(LAWS) == 41 and all(concerned.values())
     assert sum(map(len, concerned.values())) > 15 * len(INSTANCES) and len(OF_MANIFOLDS) > 65
     for module in KINDS:
         for name in module.available():
@@ -158,7 +158,7 @@ def test_verify_takes_names_and_classes(tmp_path: Path, monkeypatch: pytest.Monk
     source = "from broken_manifolds import MissesTheIdentity as Mine\nfrom hyperconn.gates import Softmax\nthree = 3\n"
     (tmp_path / "my_parts.py").write_text(source, encoding="utf-8")
     good = run("verify", "my_parts:Softmax", "--n", "3", "--examples", "2")
-    assert good.exit_code == 0 and "read_start" in good.output and "18 of 18 checks hold" in good.output
+    assert good.exit_code == 0 and "read_start" in good.output and "19 of 19 checks hold" in good.output
     bad = run("verify", "my_parts:Mine", "--n", "3", "--examples", "1", "--json")
     assert bad.exit_code == 1 and not json.loads(bad.stdout)["holds"]
     twice = [run("verify", "static", "--examples", "2", "--json", "--seed", "3").stdout for _ in range(2)]

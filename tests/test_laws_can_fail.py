@@ -1,21 +1,23 @@
 """Every law is refuted by a manifold that keeps all the others."""
 
 import dataclasses
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
 
-from broken_manifolds import BROKEN
-from broken_maps import IsATenthOff
+from broken_manifolds import BROKEN, IsATenthOff
 from healthy_manifold import HEALTHY, Ball, Circulant, Positive
-from hyperconn import gates, predictors, testing
+from hyperconn import gates, manifolds, predictors, testing
 from hyperconn.kernels import sinkhorn
 from hyperconn.manifolds import Birkhoff, Kronecker
-from hyperconn.testing import LAWS, Case, LawViolation, check_law, get_law, verify
+from hyperconn.testing import LAWS, Case, ContractError, LawViolation, check_law, get_law, verify
 from hyperconn.testing.cases import grid
 from hyperconn.testing.expressions import reproducer
-from hyperconn.testing.subjects import PredictorCase
+from hyperconn.testing.runner import judge
+from hyperconn.testing.subjects import PredictorCase, choose
+from hyperconn.testing.survey import failures
 
 
 def failing(manifold):
@@ -114,6 +116,19 @@ class SeesTheOthers(gates.Softmax):
 
 
 @dataclasses.dataclass(frozen=True)
+class ReadsTheSquare(gates.Softmax):
+    def read(self, x, weights):
+        return super().read(x * x.abs(), weights)
+
+
+@dataclasses.dataclass(frozen=True)
+class SaysAnotherScale(predictors.Flat):
+    def affine(self, raw, parameters, layout):
+        base, scale = super().affine(raw, parameters, layout)
+        return base, scale.flip(0)
+
+
+@dataclasses.dataclass(frozen=True)
 class ForgetsItsScale(predictors.Flat):
     def reset(self, parameters, layout, start):
         super().reset({**parameters, "scale": torch.ones(3)}, layout, start)
@@ -143,6 +158,8 @@ class DividesByZero(predictors.Flat):
         (Leans(n=3), {"inverse"}),
         (WritesALittle(n=3), {"write_start", "inverse"}),
         (SeesTheOthers(n=3), {"batched", "not_a_number"}),
+        (ReadsTheSquare(n=3), {"reading"}),
+        (PredictorCase(3, SaysAnotherScale()), {"fused_form"}),
         (PredictorCase(3, ForgetsItsScale()), {"parameters"}),
         (PredictorCase(2, DetachesItsWeights()), {"parameter_gradients"}),
         (PredictorCase(2, NormsTheBatch()), {"batched", "not_a_number"}),
@@ -222,6 +239,71 @@ def test_a_manifold_that_always_raises_is_verified_to_the_end() -> None:
 
     holding = {verdict.law for verdict in verify(AlwaysRaises(n=3), examples=1) if verdict.holds}
     assert holding == {"wrong_inputs", "tolerance", "declarations"}
+
+
+def raises(self, theta):
+    raise RuntimeError("a bug of its own \udc80 [/red] ‖")
+
+
+def secretive(self):
+    raise RuntimeError("a bug of its own")
+
+
+@pytest.mark.parametrize(
+    ("broken", "members"),
+    [
+        ("membership", {"forward": raises}),
+        ("membership", {"forward": lambda self, theta: sys.exit(0)}),
+        ("shape", {"forward": lambda self, theta: None}),
+        ("shape", {"forward": lambda self, theta: Circulant.forward(self, theta).tolist()}),
+        ("shape", {"forward": lambda self, theta: Circulant.forward(self, theta)[..., 0]}),
+        ("finite", {"forward": lambda self, theta: Circulant.forward(self, theta) * float("nan")}),
+        ("tolerance", {"tolerance": lambda self, dtype: float("inf")}),
+        ("membership", {"tolerance": lambda self, dtype: None}),
+        ("shape", {"num_coordinates": "n"}),
+        ("membership", {"invariants": ("row_sums",)}),
+        ("value_semantics", {"__hash__": None}),
+        ("wrong_inputs", {"__repr__": secretive, "__call__": Circulant.forward}),
+    ],
+)
+def test_whatever_a_class_does_is_a_verdict(broken, members) -> None:
+    odd = type("Odd", (Circulant,), members)(n=3)
+    verdict = judge(get_law(broken), odd, examples=2, seed=0)
+    assert not verdict.holds and "Odd(n=3)" in failures([verdict])[0]
+
+
+def examples_of(*found):
+    return {"examples": classmethod(lambda cls: found)}
+
+
+@pytest.mark.parametrize(
+    ("members", "sizes", "says"),
+    [
+        (examples_of(), None, r"examples\(\) must return instances of the class, got \(\)"),
+        (examples_of(4), None, r"got \(4,\)"),
+        ({"examples": None}, None, "raised TypeError: .*; override it"),
+        ({"__init__": lambda self, n: None}, None, "has no n: its __init__ does not set the field"),
+        ({"__init__": lambda self, n, temperature: None}, None, "raised TypeError"),
+        ({}, (0,), "n=0 is refused: ValueError"),
+    ],
+)
+def test_what_no_law_can_run_on_is_refused(members, sizes, says) -> None:
+    with pytest.raises(ContractError, match=says):
+        choose(type("Odd", (Circulant,), members), sizes)
+
+
+def test_a_size_that_is_refused_is_said() -> None:
+    with pytest.warns(UserWarning, match="Permutation: n=7 is refused: ValueError"):
+        assert {each.n for each in choose(manifolds.Permutation, (2, 7))} == {2}
+    with pytest.raises(ContractError, match=r"Unfinished is incomplete, it has to define: "):
+        choose(type("Unfinished", (manifolds.Manifold,), {}))
+    with pytest.raises(TypeError, match="laws run on an instance"):
+        verify(Circulant)
+
+
+def test_a_predictor_is_verified_in_each_layout() -> None:
+    layouts = {verdict.subject.layout for verdict in verify(predictors.Static(), examples=1)}
+    assert len(layouts) == 4 and {layout.norm_eps for layout in layouts} >= {0.0, 1e-3}
 
 
 def test_a_law_that_measures_nothing_fails() -> None:

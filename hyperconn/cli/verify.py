@@ -9,7 +9,7 @@ import sys
 import traceback
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -40,7 +40,7 @@ def verify(
         fail("the laws draw their cases with hypothesis: pip install 'hyperconn[test]'", BAD_INPUT)
     from hyperconn.testing.certificate import certificate, dumps
     from hyperconn.testing.expressions import expression
-    from hyperconn.testing.subjects import KINDS, choose
+    from hyperconn.testing.subjects import choose, named
     from hyperconn.testing.survey import HEAD, examine, failures, rows, tasks
 
     to_stdout = json == STDOUT
@@ -49,8 +49,7 @@ def verify(
     # What a class prints is not part of its certificate.
     with redirect_stdout(sys.stderr) if to_stdout else nullcontext():
         with bad_input():
-            registry = next((registry for registry in KINDS if name in registry.available()), KINDS[0])
-            cls: Any = _import_class(name) if ":" in name else registry.get(name)
+            cls: Any = _import_class(name) if ":" in name else named(name)
             instances = choose(cls, sizes)
         verdicts = []
         torch.set_num_threads(1)  # the matrices are small, and sums in one order give one certificate
@@ -102,23 +101,10 @@ def _import_class(name: str) -> object:
     except CRASHES as error:
         if isinstance(error, ModuleNotFoundError) and error.name and f"{module_name}.".startswith(f"{error.name}."):
             fail(f"there is no module {module_name!r} in the current folder or installed", BAD_INPUT)
-        _fail_with_traceback(module_name, error)
+        traceback.print_exception(error)  # of the module itself: its author needs it
+        fail(f"{module_name} cannot be imported: {type(error).__name__}: {error}", BAD_INPUT)
     for part in class_name.split("."):
         if not hasattr(found, part):
             raise ValueError(f"{name!r}: {module_name} has no {class_name}")
         found = getattr(found, part)
     return found
-
-
-def _fail_with_traceback(module_name: str, error: BaseException) -> NoReturn:
-    """An error of the module itself, from the module's own first line: its author needs it, and not our frames."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_code.co_filename in _MACHINERY:
-        trace = trace.tb_next
-    shown = "".join(traceback.format_exception(type(error), error, trace))
-    sys.stderr.write(shown)
-    fail(f"{module_name} cannot be imported: {type(error).__name__}: {error}", BAD_INPUT)
-
-
-# Frames that an import passes through before it reaches the module.
-_MACHINERY = (__file__, importlib.__file__, "<frozen importlib._bootstrap>", "<frozen importlib._bootstrap_external>")

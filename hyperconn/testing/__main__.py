@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from hyperconn.manifolds import PluginError
+from hyperconn.manifolds.registry import Registry
 from hyperconn.testing.certificate import block, certificate, dumps, put
 from hyperconn.testing.expressions import expression
 from hyperconn.testing.runner import Verdict
-from hyperconn.testing.subjects import KINDS, ContractError, choose
+from hyperconn.testing.subjects import KINDS, ContractError, choose, named
 from hyperconn.testing.survey import HEAD, failures, in_processes, rows, tasks
 
 
@@ -27,42 +28,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for cls, instances in _choose_all(options.names, options.n).items()
         for task in tasks(instances, options.examples, options.seed)
     ]
-    found: dict[type[Any], list[list[Verdict]]] = {cls: [] for cls, _ in planned}
     results: dict[int, list[Verdict]] = {}
     for done, (k, verdicts) in enumerate(in_processes([task for _, task in planned], options.jobs, options.device), 1):
         results[k] = verdicts
         print(f"[{done}/{len(planned)}] {expression(planned[k][1][0])}", file=sys.stderr, flush=True)
+    by_class: dict[type[Any], list[Verdict]] = {}
     for k, (cls, _) in enumerate(planned):
-        found[cls].append(results[k])
-    verdicts = [verdict for k in sorted(results) for verdict in results[k]]
+        by_class.setdefault(cls, []).extend(results[k])
+    verdicts = [verdict for found in by_class.values() for verdict in found]
     print(*("  ".join(row) for row in [HEAD, *rows(verdicts)]), *failures(verdicts), sep="\n")
     broken, minutes = sum(not verdict.holds for verdict in verdicts), (time.perf_counter() - started) / 60
     cases = sum(verdict.cases for verdict in verdicts)
     print(f"{cases} cases on {len(planned)} instances in {minutes:.1f} minutes: {broken or 'no'} laws broken")
     if options.certificates is not None:
-        for cls, of_class in found.items():
-            _certify(cls, [verdict for each in of_class for verdict in each], options)
+        for cls, found in by_class.items():
+            _certify(cls, found, options)
     return 1 if broken else 0
 
 
 def _choose_all(names: Sequence[str], sizes: Sequence[int] | None) -> dict[type[Any], tuple[Any, ...]]:
     """The instances by class. Without names, plugins that give none are remarked upon and left out."""
+    if names:
+        return {cls: choose(cls, sizes) for cls in map(named, names)}
     chosen = {}
-    wanted = [(r, name) for r in KINDS for name in r.available()] if not names else [_named(name) for name in names]
-    for registry, name in wanted:
-        try:
-            cls = registry.get(name)
-            chosen[cls] = choose(cls, sizes)
-        except (PluginError, ContractError) as error:
-            if names:
-                raise
-            print(f"{name} is left out: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    for registry in KINDS:
+        for name in registry.available():
+            try:
+                cls = registry.get(name)
+                chosen[cls] = choose(cls, sizes)
+            except (PluginError, ContractError) as error:
+                if _is_built_in(registry, name):
+                    raise
+                print(f"{name} is left out: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
     return chosen
 
 
-def _named(name: str) -> tuple[Any, str]:
-    """Manifolds first, then gates, then predictors."""
-    return next(((registry, name) for registry in KINDS if name in registry.available()), (KINDS[0], name))
+def _is_built_in(registry: Registry[Any], name: str) -> bool:
+    try:
+        return registry.get(name).__module__.startswith("hyperconn.")
+    except PluginError:
+        return False
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -9,6 +9,7 @@ import pickle
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -225,6 +226,7 @@ def _distance(a: Tensor, b: Tensor, tokens: list[int]) -> Tensor:
 @law(kind=Map, scales=(1.0,), random=False)
 def value_semantics(subject: Map, case: Case) -> Iterator[Measured]:
     """A map is a frozen value: rebuilt, copied and pickled ones are equal, hash alike and map alike."""
+    part = getattr(subject, "predictor", subject)
     theta = case.coordinates()
     H = subject(theta)
     others = {
@@ -237,15 +239,18 @@ def value_semantics(subject: Map, case: Case) -> Iterator[Measured]:
         yield fact(f"a {how} map hashes alike", hash(other) == hash(subject))
         distance = (other(theta) - H).abs().amax()
         yield at_most(f"distance of what a {how} map gives", distance, rounding(subject, case.dtype))
-    name: object = subject.name
+    yield fact("a rebuilt part is equal", dataclasses.replace(part) == part)
+    name: object = part.name
     yield fact(f"{name!r} is a name", isinstance(name, str) and bool(name.strip()))
-    yield fact("a map differs from its name", subject != name)
-    yield fact("a map is frozen", _refuses_assignment(subject))
+    yield fact("a part differs from its name", part != name)
+    yield fact("a part is frozen", _refuses_assignment(part))
 
 
-def _refuses_assignment(subject: Map) -> bool:
+def _refuses_assignment(part: Any) -> bool:
+    # A class without options of its own freezes those that it inherits.
+    name = next((field.name for field in dataclasses.fields(part)), "name")
     try:
-        subject.n = subject.n  # type: ignore[misc]
+        setattr(part, name, getattr(part, name))
     except dataclasses.FrozenInstanceError:
         return True
     return False

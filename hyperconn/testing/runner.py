@@ -9,12 +9,14 @@ import hypothesis
 from hypothesis import Phase
 
 from hyperconn.manifolds.core.map import Map
+from hyperconn.predictors import Predictor
 from hyperconn.testing.all_laws import LAWS, get_law
 from hyperconn.testing.case import Case
 from hyperconn.testing.cases import cases, grid
 from hyperconn.testing.expressions import expression
 from hyperconn.testing.law import CRASHES, Law, LawViolation, crash
 from hyperconn.testing.measured import Measured, fact
+from hyperconn.testing.subjects import predictor_cases
 
 
 @dataclass(frozen=True)
@@ -69,16 +71,23 @@ def check_law(
     return tally.verdict()
 
 
-def verify(subject: Map, examples: int = 100, seed: int = 0, *, device: str = "cpu") -> list[Verdict]:
-    """Check every law that applies to a map, broken ones included, and return one verdict for each.
+def verify(subject: Map | Predictor, examples: int = 100, seed: int = 0, *, device: str = "cpu") -> list[Verdict]:
+    """Check every law that applies to a part, broken ones included, and return one verdict for each.
 
     Args:
-        subject: a manifold, a gate, or a predictor in a layout (``PredictorCase``).
+        subject: a manifold, a gate or a predictor; of a predictor it is one verdict for each law and layout.
         examples: drawn cases for each law, after the fixed grid.
         seed: of the draws.
         device: where the tensors live.
+
+    Raises:
+        TypeError: it is none of these; laws run on instances, not on classes.
     """
-    return [judge(law, subject, examples, seed, device=device) for law in LAWS if law.applies(subject)]
+    if not isinstance(subject, (Map, Predictor)):
+        raise TypeError(f"laws run on an instance of a manifold, a gate or a predictor, got {subject!r}")
+    subjects = predictor_cases(subject) if isinstance(subject, Predictor) else (subject,)
+    pairs = [(law, each) for each in subjects for law in LAWS if law.applies(each)]
+    return [judge(law, each, examples, seed, device=device) for law, each in pairs]
 
 
 def judge(law: Law, subject: Map, examples: int, seed: int, *, device: str = "cpu") -> Verdict:

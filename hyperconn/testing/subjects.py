@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperconn.gates import GATES, Gate
-from hyperconn.manifolds import Manifold
+from hyperconn.gates import GATES
 from hyperconn.manifolds.core.class_check import require_contract
+from hyperconn.manifolds.core.errors import UnknownNameError
 from hyperconn.manifolds.core.map import Map
 from hyperconn.manifolds.registry import MANIFOLDS, Registry
 from hyperconn.predictors import PREDICTORS, Flat, Layout, Predictor
@@ -83,6 +84,21 @@ class PredictorCase(Map):
         return found.reshape(*theta.shape[:-1], self.layout.total)
 
 
+def named(name: str) -> type[Any]:
+    """The registered class of that name: a manifold, if there is none a gate, then a predictor.
+
+    Raises:
+        UnknownNameError: it is nobody's name; with the manifolds that are nearest.
+    """
+    unknown: list[UnknownNameError] = []
+    for registry in KINDS:
+        try:
+            return registry.get(name)
+        except UnknownNameError as error:
+            unknown.append(error)
+    raise unknown[0]
+
+
 def choose(cls: object, sizes: Sequence[int] | None = None) -> tuple[Map, ...]:
     """The instances that the laws run on.
 
@@ -102,18 +118,20 @@ def choose(cls: object, sizes: Sequence[int] | None = None) -> tuple[Map, ...]:
     assert isinstance(cls, type)
     examples = _examples(cls)
     if registry is PREDICTORS:
-        return tuple(case for example in examples for case in _cases(example))
+        return tuple(case for example in examples for case in predictor_cases(example))
     if sizes is None:
         return examples
     made, refused = [], []
     for n in dict.fromkeys(sizes):
         try:
             made.append(cls(n=n))
-        except (TypeError, ValueError) as error:  # a size that it does not take, or an option without a default
-            refused.append(f"n={n} is refused: {error}")
+        except CRASHES as error:  # a size that it does not take, or an option without a default
+            refused.append(f"n={n} is refused: {type(error).__name__}: {error}")
     chosen = {expression(each): each for each in (*made, *(each for each in examples if each.n in sizes))}
     if not chosen:
         raise ContractError(f"{cls.__name__} takes none of these sizes: {'; '.join(refused)}")
+    for remark in refused:
+        warnings.warn(f"{cls.__name__}: {remark}", stacklevel=2)
     return tuple(sorted(chosen.values(), key=lambda each: each.n))
 
 
@@ -127,21 +145,35 @@ def _examples(cls: Any) -> tuple[Any, ...]:
         ) from error
     if not examples or not all(isinstance(example, cls) for example in examples):
         raise ContractError(f"{cls.__name__}.examples() must return instances of the class, got {examples!r}")
+    if issubclass(cls, Map) and not all(hasattr(example, "n") for example in examples):
+        raise ContractError(f"a {cls.__name__} has no n: its __init__ does not set the field; {GUIDE}")
     return examples
 
 
-def _cases(predictor: Predictor) -> tuple[PredictorCase, ...]:
-    """Three groups and five, an eps of either kind and none."""
-    return (
+def predictor_cases(predictor: Predictor) -> tuple[PredictorCase, ...]:
+    """Layouts of two to four groups, with an eps of either kind and none; those that the predictor refuses left out.
+
+    Raises:
+        ContractError: it refuses all, also that of a read gate with two logits for every channel.
+    """
+    usual = (
         PredictorCase(2, predictor),
         PredictorCase(3, predictor, 4, (3, 9, 3, 6), 1e-3, True),
         PredictorCase(1, predictor, 5, (1, 1), 1e-5),
         PredictorCase(4, predictor, 4, (4, 4, 16), 0.0),
     )
+    channelwise = (PredictorCase(2, predictor, 3, (12, 2)), PredictorCase(3, predictor, 4, (24, 3), 1e-3))
+    taken = tuple(filter(_is_taken, usual)) or tuple(filter(_is_taken, channelwise))
+    if not taken:
+        raise ContractError(f"{predictor!r} refuses every layout: check a PredictorCase of your own with check_law")
+    return taken
 
 
-def kind_of(subject: Map) -> str:
-    """What messages call it."""
-    if isinstance(subject, Manifold):
-        return "manifold"
-    return "gate" if isinstance(subject, Gate) else "predictor"
+def _is_taken(case: PredictorCase) -> bool:
+    try:
+        case.predictor.parameters(case.layout)
+    except ValueError:
+        return False
+    except CRASHES:  # a bug is for the laws to report
+        return True
+    return True

@@ -38,7 +38,10 @@ def examine(task: Task, device: str = "cpu") -> list[Verdict]:
 
 
 def in_processes(planned: Sequence[Task], jobs: int, device: str = "cpu") -> Iterator[tuple[int, list[Verdict]]]:
-    """Number of the task and its verdicts, as they come."""
+    """Number of the task and its verdicts, as they come; a single job needs no process of its own."""
+    if jobs == 1:
+        yield from ((k, examine(task, device)) for k, task in enumerate(planned))
+        return
     # Fresh interpreters: a fork would inherit threads of torch that do not run in it.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
