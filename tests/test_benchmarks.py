@@ -61,9 +61,6 @@ def in_a_process(*arguments: str, **environment: str) -> str:
     return done.stdout
 
 
-# ------------------------------------------------------------------------------------------------------- the harness
-
-
 class _WrongGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -153,9 +150,6 @@ def test_a_manifold_without_a_limit_is_unavailable_where_it_says_so() -> None:
     assert isinstance(result, Refused) and (result.status, "n = 6" in result.reason) == ("unavailable", True)
 
 
-# ------------------------------------------------------------------------------------------------------------ timing
-
-
 def test_rounds_are_interleaved() -> None:
     calls: list[str] = []
     steps = {name: lambda name=name: calls.append(name) for name in "abc"}
@@ -199,9 +193,6 @@ def test_what_is_timed_for_an_op(op: str) -> None:
         assert calls == op.split(" + ")
 
 
-# --------------------------------------------------------------------------------------------------------- bench-cpu
-
-
 def test_cpu_comparison(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     rival = dataclasses.replace(CONTENDERS[-1], kind="peer")
     missing = raising(UnavailableError("not installed"))
@@ -227,9 +218,6 @@ def test_bars_decide_the_exit_status(capsys: pytest.CaptureFixture[str]) -> None
     assert judge([Bar("a", True), Bar("b", None)]) == 0
     assert judge([Bar("a", True), Bar("b", False)]) == 1
     assert "FAIL  b" in capsys.readouterr().out
-
-
-# --------------------------------------------------------------------------------------------------------- bench-gpu
 
 
 def test_floors_are_those_of_the_design() -> None:

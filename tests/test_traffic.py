@@ -32,24 +32,10 @@ def traffic_of(run: Callable[[], object]) -> Traffic:
     return found
 
 
-def test_roles() -> None:
-    for role, sizes in (
-        ("streams", [(11, 8), (11, 4, 8)]),
-        ("coefficients", [(11, 4), (3, 11, 5)]),
-        ("weights", [(24, 32), (), (2, 24, 32)]),
-    ):
-        for x in map(torch.ones, sizes):
-            done = {("torch", role, one): 4 * x.numel() for one in ("read", "written")}
-            assert traffic_of(x.clone).bytes == done, (role, x.shape)
-
-
 @pytest.mark.parametrize("tokens", [1, 7, 9, 64, 121])
 def test_sizes_that_tell_no_roles_are_refused(tokens: int) -> None:
     with pytest.raises(ValueError, match="only a prime of tokens above"):
         Traffic(Shape((tokens,), 2, 8))
-
-
-# ------------------------------------------------------------------------------------------------ kernels
 
 
 @triton.jit
@@ -103,6 +89,7 @@ def _of_two(x_ptr, z_ptr, y_ptr, BLOCK: tl.constexpr):
 
 
 def test_an_instruction_on_two_tensors_is_split() -> None:
+    """Each part in its role: streams, weights, and a number for every token."""
     z, y = torch.randn(8), torch.zeros(11)
     found = traffic_of(lambda: _of_two[(1,)](X, z, y, BLOCK=8))
     assert [found.total(role) for role in ("streams", "weights", "coefficients")] == [8, 24, 32]
@@ -112,9 +99,6 @@ def test_memory_of_nobody_is_refused() -> None:
     x, y = torch.randn(16), torch.zeros(16)
     with pytest.raises(triton.runtime.errors.InterpreterError, match="_copy touches 8 addresses outside"):
         traffic_of(lambda: _copy[(2,)](x[:8], y, 32, BLOCK=16))
-
-
-# ------------------------------------------------------------------------------------------------ torch operators
 
 
 @pytest.mark.parametrize(
@@ -164,9 +148,6 @@ def test_operators_of_a_library_are_charged_for_what_they_do() -> None:
         library.impl("copy_and_add", copy_and_add, "CompositeExplicitAutograd")
         found = traffic_of(lambda: torch.ops.counting_test.copy_and_add(X))
     assert found.total("kernel") == 704 and found.total("torch") == 704
-
-
-# ------------------------------------------------------------------------------------------------ the layers
 
 
 def figures(
