@@ -20,8 +20,7 @@ from dataclasses import replace
 
 import torch
 
-from bars import Bar, judge
-from harness import Contender, Refused, Shape, Verified, prepare
+from harness import Bar, Contender, Refused, Shape, Verified, judge, prepare
 from hyperconn.timing import interleaved, ratios
 from ours import EXACT, MANIFOLDS, layer_contender, plain_contender, rms_norm_branch
 from peers import lucidrains_contender, transformers_contender
@@ -126,7 +125,6 @@ def compare_sublayers(shape: Shape, rounds: int, compiled: Sequence[str]) -> lis
 
 def growth(shape: Shape, rounds: int) -> list[Bar]:
     """How the time of a kronecker sublayer grows with the streams, and that of birkhoff+round with the tokens."""
-    bars = []
     print("\nGrowth with n, kronecker (the plain residual does not grow)")
     wide = [_right("kronecker", replace(shape, streams=n), f"n = {n}") for n in STREAMS]
     seconds = take_turns(wide, rounds)
@@ -134,9 +132,8 @@ def growth(shape: Shape, rounds: int) -> list[Bar]:
         over = ratios(seconds, f"n = {n}", "n = 4")
         print(f"  n = {n:<3} {1e3 * statistics.median(seconds[f'n = {n}']):8.1f} ms  {over.median:6.2f} × n = 4")
     over = ratios(seconds, "n = 16", "n = 4").median
-    bars.append(
-        Bar(f"kronecker: n = 16 costs {over:.2f}× n = 4, at most {WIDE_OVER_NARROW:.0f}", over <= WIDE_OVER_NARROW)
-    )
+    text = f"kronecker: n = 16 costs {over:.2f}× n = 4, at most {WIDE_OVER_NARROW:.0f}"
+    bars = [Bar(text, over <= WIDE_OVER_NARROW)]
 
     print("\nGrowth with tokens, birkhoff+round, n = 4")
     long = [_right("birkhoff+round", replace(shape, batch=(1, tokens)), str(tokens)) for tokens in TOKENS]

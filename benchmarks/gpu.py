@@ -19,8 +19,7 @@ from typing import Any
 import torch
 
 import proofs
-from bars import Bar, judge
-from harness import Contender, Refused, Shape, Subject, Verified, prepare
+from harness import Bar, Contender, Refused, Shape, Subject, Verified, judge, prepare
 from hyperconn.timing import Spread
 from ours import EXACT, MANIFOLDS, layer_contender, no_branch, plain_contender, reference_contender, stack_contender
 from peers import liger_contender
@@ -87,9 +86,6 @@ def default_plan(minutes: float) -> Plan:
     return Plan(proofs=[*proofs.proofs(), *ahead], pairs=pairs, minutes=minutes, workers=workers)
 
 
-# ------------------------------------------------------------------------------------------------------- byte floors
-
-
 def floor_elements(op: str, n: int, sublayers: int) -> float:
     """Elements of C that one sublayer has to move for one token.
 
@@ -104,17 +100,11 @@ def floor_elements(op: str, n: int, sublayers: int) -> float:
 
 def copy_rate(shape: Shape, device: torch.device, repetitions: int) -> Spread:
     """GB/s of a device-to-device copy of the streams, reading and writing."""
-    size = (shape.tokens, shape.streams, shape.channels)
-    source, target = (
-        torch.ones(size, dtype=shape.dtype, device=device),
-        torch.empty(size, dtype=shape.dtype, device=device),
-    )
+    source = torch.ones(shape.tokens, shape.streams, shape.channels, dtype=shape.dtype, device=device)
+    target = torch.empty_like(source)
     times = milliseconds(device, lambda: target.copy_(source), lambda: None, repetitions)
     moved = 2 * source.numel() * shape.dtype.itemsize
     return Spread.of([moved / (1e6 * t) for t in times])
-
-
-# ------------------------------------------------------------------------------------------------------------ timing
 
 
 def milliseconds(
@@ -219,9 +209,6 @@ def time_everything(plan: Plan, device: torch.device, log: Log, deadline: float)
     return found
 
 
-# -------------------------------------------------------------------------------------------------------------- bars
-
-
 def bars(found: Sequence[Mapping[str, Any]], main: Shape) -> list[Bar]:
     """The promises, at one shape; not judged where a figure is missing."""
     here = {(one["contender"], one["op"]): one for one in found if one.items() >= sizes(main).items()}
@@ -240,9 +227,6 @@ def bars(found: Sequence[Mapping[str, Any]], main: Shape) -> list[Bar]:
             faster = theirs["median_ms"] / here[name, OPS[2]]["median_ms"]
             judged.append(Bar(f"{name}: {faster:.2f}× faster than {other}, at least {least}", faster >= least))
     return judged
-
-
-# ------------------------------------------------------------------------------------------------------- the command
 
 
 def prove_everything(plan: Plan, device: torch.device) -> list[Bar]:

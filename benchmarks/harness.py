@@ -1,4 +1,4 @@
-"""What a benchmark compares, and the rule that nothing wrong is timed.
+"""What a benchmark compares, the rule that nothing wrong is timed, and promises with what was measured.
 
 A contender is built for a shape and gives a subject: a module, its input, a random cotangent, and the same formula
 written plainly. ``prepare`` holds the output and every gradient of the subject against that formula in float64, and
@@ -8,7 +8,7 @@ only what comes back as ``Verified`` can be timed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
@@ -204,3 +204,24 @@ def expectation(subject: Subject, chunk: int) -> dict[str, Tensor]:
             part = found[name]
             value += 0.0 if part is None else part
     return {"output": torch.cat(outputs, axis), "gradient of x": torch.cat(gradients, axis), **total}
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A promise with the figure that was measured; ``held`` is None where there was nothing to measure."""
+
+    text: str
+    held: bool | None
+
+    def __str__(self) -> str:
+        verdict = {True: "pass", False: "FAIL", None: "n/a "}[self.held]
+        return f"{verdict}  {self.text}"
+
+
+def judge(bars: Sequence[Bar]) -> int:
+    """Print the bars; the exit status: 1 if one of them is missed."""
+    missed = sum(bar.held is False for bar in bars)
+    measured = sum(bar.held is not None for bar in bars)
+    print("\n" + "\n".join(str(bar) for bar in bars))
+    print(f"\n{measured - missed} of {measured} bars hold", flush=True)
+    return 1 if missed else 0

@@ -31,15 +31,14 @@ import torch
 if TYPE_CHECKING:
     from hyperconn.kernels.fused.launch import Launch
 
-# name -> backend, architecture, threads of a warp
-TARGETS: dict[str, tuple[str, Any, int]] = {
-    "cuda80": ("cuda", 80, 32),
-    "cuda90": ("cuda", 90, 32),
-    "cuda100": ("cuda", 100, 32),
-    "gfx942": ("hip", "gfx942", 64),
+# name -> backend, architecture, threads of a warp, and the bytes of shared memory that a program can get
+# (CUDA C++ programming guide, compute capabilities; CDNA 3 ISA, LDS)
+TARGETS: dict[str, tuple[str, Any, int, int]] = {
+    "cuda80": ("cuda", 80, 32, 163 * 1024),
+    "cuda90": ("cuda", 90, 32, 227 * 1024),
+    "cuda100": ("cuda", 100, 32, 227 * 1024),
+    "gfx942": ("hip", "gfx942", 64, 64 * 1024),
 }
-# Bytes of shared memory that a program can get (CUDA C++ programming guide, compute capabilities; CDNA 3 ISA, LDS).
-SHARED_MEMORY = {"cuda80": 163 * 1024, "cuda90": 227 * 1024, "cuda100": 227 * 1024, "gfx942": 64 * 1024}
 STRICT_N = 4  # the number of streams at which nothing may spill
 
 
@@ -75,7 +74,6 @@ class Row:
     """What came of a job: the usage, or why it did not compile."""
 
     job: Job
-    seconds: float
     usage: Usage | None
     error: str | None = None
 
@@ -84,12 +82,9 @@ class Row:
         """What is wrong with the kernel; None if nothing is."""
         if self.usage is None:
             return str(self.error).splitlines()[0]
-        if self.usage.shared > SHARED_MEMORY[self.job.target]:
-            return f"takes more shared memory than the {SHARED_MEMORY[self.job.target]} bytes of {self.job.target}"
+        if self.usage.shared > (most := TARGETS[self.job.target][-1]):
+            return f"takes more shared memory than the {most} bytes of {self.job.target}"
         return "spills" if self.job.n == STRICT_N and self.usage.spills > 0 else None
-
-
-# ------------------------------------------------------------------------------------------------ compiling
 
 
 def compile_launch(launch: Launch, target: str) -> Any:
@@ -100,7 +95,7 @@ def compile_launch(launch: Launch, target: str) -> Any:
 
     signature, constants, attributes = specialise(launch, target)
     source = ASTSource(launch.kernel, signature, constexprs=constants, attrs=attributes)
-    target_of = GPUTarget(*TARGETS[target])
+    target_of = GPUTarget(*TARGETS[target][:-1])
     options = {"num_warps": launch.warps(target_of.warp_size), "num_stages": launch.num_stages}
     return triton.compile(source, target=target_of, options=options)
 
@@ -143,9 +138,6 @@ def specialise(
     return signature, constants, attributes
 
 
-# ------------------------------------------------------------------------------------------------ what it takes
-
-
 def usage_of(compiled: Any) -> Usage:
     """Read registers and spills off the machine code."""
     if "cubin" not in compiled.asm:
@@ -183,9 +175,6 @@ def amd_usage(assembly: str, shared: int) -> Usage:
     return Usage(value("vgpr_count"), shared, spills)
 
 
-# ------------------------------------------------------------------------------------------------ the work
-
-
 def jobs(ns: Sequence[int], dtypes: Sequence[str], targets: Sequence[str], pattern: str = "") -> list[Job]:
     """The matrix; a kernel that never sees the streams appears once, as fp32."""
     from kernel_cases import kernel_cases
@@ -206,10 +195,9 @@ def compile_job(job: Job) -> Row:
     """Compile one kernel, and read what it takes."""
     from kernel_cases import kernel_cases
 
-    start = time.perf_counter()
     (case,) = [case for case in kernel_cases() if case.name == job.case]
     compiled = compile_launch(case.launches(job.n, job.dtype)[job.position], job.target)
-    return Row(job, time.perf_counter() - start, usage_of(compiled))
+    return Row(job, usage_of(compiled))
 
 
 _LOCAL = threading.local()
@@ -222,19 +210,16 @@ def compile_apart(job: Job) -> Row:
     """
     if not hasattr(_LOCAL, "pool"):
         _LOCAL.pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
-    start = time.perf_counter()
     future = _LOCAL.pool.submit(compile_job, job)
     error = future.exception()
     if error is None:
         return future.result()
     if isinstance(error, BrokenProcessPool):
         del _LOCAL.pool
-    return Row(job, time.perf_counter() - start, None, f"{type(error).__name__}: {error}")
+    return Row(job, None, f"{type(error).__name__}: {error}")
 
 
-# ------------------------------------------------------------------------------------------------ the report
-
-COLUMNS = "{:<56}{:<32}{:>3} {:<6}{:<8}{:>5}{:>8}{:>8}{:>7}  {}"
+COLUMNS = "{:<56}{:<32}{:>3} {:<6}{:<8}{:>5}{:>8}{:>8}  {}"
 
 
 def line(row: Row) -> str:
@@ -242,7 +227,7 @@ def line(row: Row) -> str:
     job, usage = row.job, row.usage
     numbers = ("-", "-", "-") if usage is None else (usage.registers, usage.shared, usage.spills)
     note = f"FAILED: {row.failure}" if row.failure else ""
-    cells = (job.case, job.kernel, job.n, job.dtype, job.target, *numbers, f"{row.seconds:.1f}", note)
+    cells = (job.case, job.kernel, job.n, job.dtype, job.target, *numbers, note)
     return COLUMNS.format(*cells).rstrip()
 
 
@@ -261,7 +246,7 @@ def main(argv: list[str] | None = None) -> int:
     if not work:
         parser.error(f"no case matches {arguments.only!r} at n in {arguments.n}")
     start, rows = time.perf_counter(), []
-    print(COLUMNS.format("case", "kernel", "n", "dtype", "target", "regs", "shared", "spills", "s", "").rstrip())
+    print(COLUMNS.format("case", "kernel", "n", "dtype", "target", "regs", "shared", "spills", "").rstrip())
     with ThreadPoolExecutor(arguments.workers) as threads:
         for row in threads.map(compile_apart, work):
             rows.append(row)

@@ -74,10 +74,10 @@ def streams_of(shape: Shape) -> tuple[int, ...]:
 
 
 @torch.no_grad()
-def randomise(layer: HyperConnection, seed: int) -> None:
+def randomise(layer: Any, seed: int) -> None:
     """Coefficients that differ from token to token: at the start of a training they hardly do."""
     numbers = generator(layer.base.device, seed)
-    layer.fn.normal_(std=0.5 * (layer.config.streams * layer.dim) ** -0.5, generator=numbers)
+    layer.fn.normal_(std=0.5 * layer.fn.shape[1] ** -0.5, generator=numbers)
     layer.base += 0.5 * torch.randn(layer.base.shape, device=layer.base.device, generator=numbers)
     layer.scale.normal_(1, 0.1, generator=numbers)
 
@@ -211,23 +211,15 @@ def reference_contender(name: str, *, branch: Branch, compiled: bool) -> Contend
     return Contender(f"{'torch.compile of the' if compiled else 'eager'} reference", "reference", build)
 
 
-class PlainResidual(nn.Module):
-    """``x + F(x)``: what every hyper-connection replaces."""
-
-    def __init__(self, branch: nn.Module) -> None:
-        super().__init__()
-        self.branch = branch
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.branch(x)
-
-
 def plain_contender(branch: Branch = rms_norm_branch) -> Contender:
-    """The plain residual sublayer, on one stream."""
+    """The plain residual sublayer ``x + F(x)``, on one stream: what every hyper-connection replaces."""
 
     def build(shape: Shape, device: torch.device) -> Subject:
-        module = PlainResidual(branch(shape.channels, device, shape.dtype))
-        size = (*shape.batch, shape.channels)
-        return subject(module, size, shape, device, lambda x, p: x + rms_norm(x, p.get("branch.weight")))
+        inside, size = branch(shape.channels, device, shape.dtype), (*shape.batch, shape.channels)
+
+        def formula(x: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
+            return x + rms_norm(x, parameters.get("weight"))
+
+        return subject(inside, size, shape, device, formula, lambda x: x + inside(x))
 
     return Contender("plain residual", "plain", build)

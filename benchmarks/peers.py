@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from harness import Contender, Shape, Subject, UnavailableError
-from ours import NORM_EPS, Branch, generator, rms_norm, streams_of, subject, sublayer
+from ours import NORM_EPS, Branch, generator, randomise, rms_norm, streams_of, subject, sublayer
 
 SWEEPS = 20
 SINKHORN_EPS = 1e-6
@@ -88,16 +88,6 @@ def lucidrains_contender(kind: str, branch: Branch) -> Contender:
 # ------------------------------------------------------------------------------------------------- transformers
 
 
-def _row_then_column(logits: Tensor, eps: float) -> Tensor:
-    """Sinkhorn as DeepSeek-V4 does it: a row softmax with eps on its entries, then columns, rows, …, columns."""
-    H = logits.softmax(-1) + eps
-    H = H / (H.sum(-2, keepdim=True) + eps)
-    for _ in range(SWEEPS - 1):
-        H = H / (H.sum(-1, keepdim=True) + eps)
-        H = H / (H.sum(-2, keepdim=True) + eps)
-    return H
-
-
 class DeepseekSublayer(nn.Module):
     """``DeepseekV4HyperConnection`` around a branch, with the write formula of the model's decoder layer."""
 
@@ -124,10 +114,8 @@ def transformers_contender(branch: Branch) -> Contender:
             hidden_size=shape.channels, hc_mult=n, hc_sinkhorn_iters=SWEEPS, hc_eps=SINKHORN_EPS, rms_norm_eps=NORM_EPS
         )
         connection = modeling.DeepseekV4HyperConnection(config).to(device)
-        with torch.no_grad():
-            connection.fn.normal_(std=0.5 * (n * shape.channels) ** -0.5)
-            connection.base.normal_(std=0.5)
-            connection.scale.normal_(1, 0.1)
+        nn.init.zeros_(connection.base)
+        randomise(connection, 2)
         module = DeepseekSublayer(connection, branch(shape.channels, device, shape.dtype))
 
         def formula(x: Tensor, p: Mapping[str, Tensor]) -> Tensor:
@@ -140,10 +128,15 @@ def transformers_contender(branch: Branch) -> Contender:
 
 
 def _deepseek(x: Tensor, p: Mapping[str, Tensor], weight: Tensor | None, *, transposed: bool, pre_eps: float) -> Tensor:
-    n = x.shape[-2]
+    n, eps = x.shape[-2], SINKHORN_EPS
 
     def residual(theta: Tensor) -> Tensor:
-        H = _row_then_column(theta.unflatten(-1, (n, n)), SINKHORN_EPS)
+        # A row softmax with eps on its entries, then columns, rows, …, columns.
+        H = theta.unflatten(-1, (n, n)).softmax(-1) + eps
+        H = H / (H.sum(-2, keepdim=True) + eps)
+        for _ in range(SWEEPS - 1):
+            H = H / (H.sum(-1, keepdim=True) + eps)
+            H = H / (H.sum(-2, keepdim=True) + eps)
         return H.mT if transposed else H
 
     return sublayer(x, p, [n, n, n * n], residual, lambda u: rms_norm(u, weight), pre_eps)

@@ -1,11 +1,14 @@
-"""The benchmarks: nothing wrong is timed, the formulas are right, and all but the timing works without a GPU."""
+"""The benchmarks: nothing wrong is timed, and all but the figures works without a GPU."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,20 +20,45 @@ import gpu
 import harness
 import ours
 import peers
-from benchmark_cases import CPU, SMALL, toy
+import proofs
+import records
 from fused_cases import DEVICE
-from harness import Contender, Refused, Shape, Subject, UnavailableError, Verified, prepare
+from harness import Bar, Contender, Refused, Shape, Subject, UnavailableError, Verified, judge, prepare
+from hyperconn.manifolds import Kronecker
 from hyperconn.timing import interleaved, ratios
 from source_tree import ROOT
 
-# ------------------------------------------------------------------------------------------------------- the harness
+CPU = torch.device("cpu")
+SMALL = Shape((2, 6), streams=4, channels=8)
 
 
-def test_what_is_right_is_verified() -> None:
-    result = prepare(toy(lambda x, w: x * w), SMALL, CPU)
-    assert isinstance(result, Verified)
-    assert set(result.errors) == {"output", "gradient of x", "gradient of w"}
-    assert result.error < 1e-6
+def toy(run: Callable[[Tensor, Tensor], Tensor], name: str = "toy", kind: str = "ours") -> Contender:
+    """A contender that should compute ``x · w`` and computes ``run(x, w)``."""
+
+    def build(shape: Shape, device: torch.device) -> Subject:
+        module = nn.Module()
+        module.w = nn.Parameter(torch.randn(shape.channels, dtype=shape.dtype))
+        size = (*shape.batch, shape.channels)
+        return ours.subject(module, size, shape, device, lambda x, p: x * p["w"], lambda x: run(x, module.w))
+
+    return Contender(name, kind, build)
+
+
+def raising(error: Exception) -> Contender:
+    def build(shape: Shape, device: torch.device) -> Subject:
+        raise error
+
+    return Contender("another peer", "peer", build)
+
+
+def in_a_process(*arguments: str, **environment: str) -> str:
+    """What a Python in `benchmarks` prints."""
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT / "benchmarks", capture_output=True, text=True, check=True,
+        env={**os.environ, **environment},
+    )  # fmt: skip
+    assert done.stderr == ""
+    return done.stdout
 
 
 class _WrongGradient(torch.autograd.Function):
@@ -60,32 +88,20 @@ def test_what_is_wrong_is_refused(run: Callable[[Tensor, Tensor], Tensor], named
 
 
 def test_what_cannot_be_built_is_refused_with_its_reason() -> None:
-    def missing(shape: Shape, device: torch.device) -> Subject:
-        raise UnavailableError("no such package")
-
-    def too_large(shape: Shape, device: torch.device) -> Subject:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB. And so on")
-
-    def broken(shape: Shape, device: torch.device) -> Subject:
-        raise RuntimeError("a defect")
-
-    found = [prepare(Contender("c", "peer", build), SMALL, CPU) for build in (missing, too_large)]
-    assert [(one.status, one.reason) for one in found if isinstance(one, Refused)] == [
-        ("unavailable", "no such package"),
-        ("out of memory", "CUDA out of memory"),
-    ]
+    for error, status, reason in (
+        (UnavailableError("no such package"), "unavailable", "no such package"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), "out of memory", "CUDA out of memory"),
+    ):
+        result = prepare(raising(error), SMALL, CPU)
+        assert isinstance(result, Refused) and (result.status, result.reason) == (status, reason)
     with pytest.raises(RuntimeError, match="a defect"):  # nothing else is swallowed
-        prepare(Contender("c", "peer", broken), SMALL, CPU)
+        prepare(raising(RuntimeError("a defect")), SMALL, CPU)
 
 
 def test_a_gradient_that_vanishes_proves_nothing() -> None:
-    def build(shape: Shape, device: torch.device) -> Subject:
-        module = nn.Linear(1, 1, bias=False)
-        size = (*shape.batch, shape.channels)
-        return ours.subject(module, size, shape, device, lambda x, p: x + 0 * p["weight"].sum(), lambda x: x)
-
-    with pytest.raises(ValueError, match="the gradient of weight vanishes in the formula"):
-        prepare(Contender("c", "ours", build), SMALL, CPU)
+    nothing = dataclasses.replace(toy(lambda x, w: x).build(SMALL, CPU), formula=lambda x, p: x + 0 * p["w"])
+    with pytest.raises(ValueError, match="the gradient of w vanishes in the formula"):
+        harness.compare(nothing)
 
 
 def test_chunks_of_tokens_add_up() -> None:
@@ -96,31 +112,27 @@ def test_chunks_of_tokens_add_up() -> None:
         torch.testing.assert_close(parts[name], value, rtol=1e-11, atol=1e-12)
 
 
-# ------------------------------------------------------------------------------------- the formulas and the contenders
+CONTENDERS = [  # test_traffic.py checks LigerMHC, which takes seconds in the interpreter
+    ours.plain_contender(),
+    *(ours.layer_contender(name, backend="torch", branch=ours.rms_norm_branch) for name in ours.MANIFOLDS),
+    *(peers.lucidrains_contender(kind, ours.rms_norm_branch) for kind in ("HC", "mHC")),
+    peers.transformers_contender(ours.rms_norm_branch),
+    ours.reference_contender("birkhoff", branch=ours.rms_norm_branch, compiled=False),
+]
 
 
-def everybody(branch: ours.Branch) -> list[Contender]:
-    return [
-        ours.plain_contender(branch),
-        *(ours.layer_contender(name, backend="torch", branch=branch) for name in ours.MANIFOLDS),
-        *(peers.lucidrains_contender(kind, branch) for kind in ("HC", "mHC")),
-        peers.transformers_contender(branch),
-        peers.liger_contender(branch),
-        ours.reference_contender("birkhoff", branch=branch, compiled=False),
-    ]
-
-
-# LigerMHC divides zeros in the rows of a tile that it masks; the interpreter says so.
-@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning", "ignore::DeprecationWarning")
-@pytest.mark.parametrize("contender", everybody(ours.rms_norm_branch), ids=lambda contender: contender.name)
+@pytest.mark.parametrize("contender", CONTENDERS, ids=lambda contender: contender.name)
 def test_every_contender_is_right(contender: Contender) -> None:
-    shape = SMALL if contender.name != "LigerMHC" else Shape((3,), 4, 16)
-    device = torch.device(DEVICE) if contender.name == "LigerMHC" else CPU
-    result = prepare(contender, shape, device)
+    result = prepare(contender, SMALL, CPU)
     if isinstance(result, Refused) and result.status == "unavailable":
         assert contender.kind == "peer", "only what is not ours may be missing"
         pytest.skip(result.reason)
     assert isinstance(result, Verified), result
+    assert set(result.errors) == {
+        "output",
+        "gradient of x",
+        *(f"gradient of {name}" for name in result.subject.parameters),
+    }
     # The check would notice: a formula with any one parameter a little off disagrees.
     subject = result.subject
     for name in subject.parameters:
@@ -138,9 +150,6 @@ def test_a_manifold_without_a_limit_is_unavailable_where_it_says_so() -> None:
     assert isinstance(result, Refused) and (result.status, "n = 6" in result.reason) == ("unavailable", True)
 
 
-# ------------------------------------------------------------------------------------------------------------ timing
-
-
 def test_rounds_are_interleaved() -> None:
     calls: list[str] = []
     steps = {name: lambda name=name: calls.append(name) for name in "abc"}
@@ -155,11 +164,6 @@ def test_ratios_cancel_what_slows_a_round_down() -> None:
     assert (spread.median, spread.low, spread.high, spread.repetitions) == (2.0, 2.0, 2.2, 3)
 
 
-def test_growth_exponent() -> None:
-    sizes = [1024, 2048, 4096, 8192]
-    assert cpu.growth_exponent(sizes, [1e-6 * s**1.3 for s in sizes]) == pytest.approx(1.3)
-
-
 def test_freed_memory_can_be_kept() -> None:
     """In a process of its own, which it changes: blocks above 32 MB stop costing page faults."""
     script = (
@@ -170,34 +174,150 @@ def test_freed_memory_can_be_kept() -> None:
         "def cost(): return min(once() for _ in range(12))\n"  # the heap grows a few times first
         "print(cost(), cpu.keep_memory(), cost())"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT / "benchmarks", capture_output=True, text=True, check=True
-    )
-    before, kept, after = done.stdout.split()
+    before, kept, after = in_a_process("-c", script).split()
     if kept == "False":
         pytest.skip("not glibc")
     assert int(before) > 10 * max(int(after), 1)
 
 
-@pytest.mark.parametrize(("op", "counts"), [("forward", (1, 0)), ("backward", (0, 1)), ("forward + backward", (1, 1))])
-def test_what_is_timed_for_an_op(op: str, counts: tuple[int, int]) -> None:
-    calls = {"forward": 0, "backward": 0}
-
-    class Counting(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: Tensor) -> Tensor:
-            calls["forward"] += 1
-            return x.clone()
-
-        @staticmethod
-        def backward(ctx: Any, *grads: Tensor) -> Tensor:
-            calls["backward"] += 1
-            return grads[0].clone()
-
-    subject = toy(lambda x, w: Counting.apply(x) * w).build(SMALL, CPU)
+@pytest.mark.parametrize("op", gpu.OPS)
+def test_what_is_timed_for_an_op(op: str) -> None:
+    calls: list[str] = []
+    subject = toy(lambda x, w: (calls.append("forward"), x * w)[1]).build(SMALL, CPU)
+    subject.x.register_hook(lambda grad: calls.append("backward"))
     timed, before = gpu.steps(subject, op)
     for _ in range(2):  # repeatable
         before()
-        start = dict(calls)
+        calls.clear()
         timed()
-        assert (calls["forward"] - start["forward"], calls["backward"] - start["backward"]) == counts
+        assert calls == op.split(" + ")
+
+
+def test_cpu_comparison(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    rival = dataclasses.replace(CONTENDERS[-1], kind="peer")
+    missing = raising(UnavailableError("not installed"))
+    field = [CONTENDERS[0], cpu.ours("stiefel"), cpu.ours("unconstrained"), rival, missing]
+    monkeypatch.setattr(cpu, "contenders", lambda compiled: field)
+    bars = cpu.compare_sublayers(SMALL, rounds=2, compiled=[])
+    table = capsys.readouterr().out
+    assert "plain residual" in table and "stiefel" in table and "faster" in table and "another peer" in table
+    # Exact manifolds have bars, others are only shown; what could not be compared with is a bar that is missed.
+    assert [bar.text.split(":")[0] for bar in bars] == ["another peer is unavailable", "stiefel", "stiefel"]
+    assert bars[0].held is False and "not installed" in bars[0].text
+
+
+def test_cpu_growth(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = [1024, 2048, 4096, 8192]
+    assert cpu.growth_exponent(sizes, [1e-6 * s**1.3 for s in sizes]) == pytest.approx(1.3)
+    monkeypatch.setattr(cpu, "TOKENS", (8, 16))
+    streams, tokens = cpu.growth(SMALL, rounds=1)
+    assert "n = 16 costs" in streams.text and "tokens^" in tokens.text and "n = 16" in capsys.readouterr().out
+
+
+def test_bars_decide_the_exit_status(capsys: pytest.CaptureFixture[str]) -> None:
+    assert judge([Bar("a", True), Bar("b", None)]) == 0
+    assert judge([Bar("a", True), Bar("b", False)]) == 1
+    assert "FAIL  b" in capsys.readouterr().out
+
+
+def test_floors_are_those_of_the_design() -> None:
+    """n = 4: 18C and 14C forward, 28C backward; the first projection of a stack is shared out among its sublayers."""
+    assert [gpu.floor_elements("forward", 4, sublayers) for sublayers in (1, 4)] == [18, 14 + 1]
+    assert gpu.floor_elements("backward", 4, 1) == gpu.floor_elements("backward", 4, 4) == 28
+    assert gpu.floor_elements("forward + backward", 4, 1) == 46
+
+
+def test_gpu_bars() -> None:
+    found = [
+        {"contender": name, "op": op, "median_ms": ms, "fraction_of_copy": fraction, **records.sizes(SMALL)}
+        for name, op, ms, fraction in (
+            ("stiefel", "forward", 1.0, 0.86),
+            ("stiefel", "backward", 2.0, 0.74),
+            ("stiefel", "forward + backward", 3.0, 0.8),
+            ("birkhoff", "forward", 1.0, 0.1),
+            ("LigerMHC", "forward + backward", 7.4, 0.3),
+        )
+    ]
+    verdicts = [(bar.held, bar.text) for bar in gpu.bars(found, SMALL)]
+    assert [held for held, _ in verdicts] == [True, False, False, None]
+    assert "2.47× faster than LigerMHC" in verdicts[2][1] and "was not timed" in verdicts[3][1]
+    assert [bar.held for bar in gpu.bars(found, gpu.MAIN)] == [None, None], "other shapes are not judged"
+
+
+def test_without_a_gpu_nothing_happens(tmp_path: Path) -> None:
+    said = in_a_process("gpu.py", "--out", str(tmp_path / "results"), CUDA_VISIBLE_DEVICES="")
+    assert said.count("\n") == 1 and "no GPU" in said and not (tmp_path / "results").exists()
+
+
+FIELD = [
+    ours.plain_contender(ours.no_branch),
+    ours.layer_contender("identity", backend="triton", branch=ours.no_branch),
+    toy(lambda x, w: 2 * x, "a wrong one", "peer"),
+]
+
+
+def test_gpu_run_from_proofs_to_bars(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu, "contenders", lambda compiled: FIELD)
+    monkeypatch.setenv("HYPERCONN_COMMIT", "abc")
+    shape, proof = Shape((3, 1), 2, 8), proofs.Proof("identity", Shape((3,), 2, 8))
+    cases = [proof, dataclasses.replace(proof, checked=False)]
+    plan = gpu.Plan(shapes=[shape], main=shape, proofs=cases, pairs=[("identity", 2)], repetitions=1)
+    status = gpu.run(plan, torch.device(DEVICE), tmp_path)
+    printed = capsys.readouterr().out
+    assert "1 sublayers and stacks and 1 device pairs" in printed and "0 failures" in printed
+    # One proof does not launch everything, and that is said.
+    assert status == 1 and "no case launches" in printed and "_write_project_kernel" in printed
+
+    (path,) = tmp_path.iterdir()
+    lines = [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()]
+    assert [(one["contender"], one["op"]) for one in lines] == [
+        ("device-to-device copy", "copy"),
+        *((name, op) for name in ("plain residual", "identity") for op in gpu.OPS),
+        ("a wrong one", "all"),
+    ]
+    assert all(one["commit"] == "abc" and one["torch"] == torch.__version__ for one in lines)
+    timed = lines[4]
+    assert timed["floor_bytes"] == 10 * 8 * 3 * 4 and timed["median_ms"] > 0 and timed["error"] < 1e-5
+    assert timed["fraction_of_copy"] == pytest.approx(timed["gb_per_s"] / timed["copy_gb_per_s"])
+    assert lines[-1]["status"] == "wrong" and "median_ms" not in lines[-1]
+    described = (ROOT / "benchmarks" / "results" / "README.md").read_text(encoding="utf-8")
+    assert all(f"`{key}`" in described for one in lines for key in one)
+
+
+def test_what_comes_too_late_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "contenders", lambda compiled: FIELD)
+    log = records.Log(tmp_path, CPU)
+    assert gpu.time_everything(gpu.Plan(shapes=[SMALL], main=SMALL, repetitions=1), CPU, log, deadline=0.0) == []
+    statuses = [json.loads(text)["status"] for text in log.path.read_text(encoding="utf-8").splitlines()]
+    assert statuses == ["timed", "out of time", "out of time", "out of time"]
+
+
+def test_the_default_plan_proves_every_kernel() -> None:
+    plan = gpu.default_plan(8.0)
+    checked = [case for case in plan.proofs if case.checked]
+    assert len(checked) > 40 and len(plan.pairs) == 2 * len(ours.MANIFOLDS)
+    assert {case.manifold for case in checked} == set(ours.MANIFOLDS)
+    assert {case.shape.streams for case in checked} >= {1, 2, 3, 4, 5, 8, 16}
+    names = proofs.launched(checked, torch.device(DEVICE))
+    assert proofs.every_kernel() - names == {"_constrain_forward_kernel", "_constrain_backward_kernel"}
+    assert len(names) > 8
+
+
+def test_a_proof_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = proofs.Proof("kronecker", Shape((5,), 2, 8))
+    assert proofs.prove(case, DEVICE) is None
+    assert proofs.prove_pair("kronecker", 2, torch.device(DEVICE)) is None
+    monkeypatch.setattr(Kronecker, "reference", lambda m, theta: 1.01 * m.forward(theta).mT)
+    failure = proofs.prove(case, DEVICE)
+    assert failure is not None and failure.startswith("kronecker, 5 tokens") and "output" in failure
+    assert "is off by" in (proofs.prove_pair("kronecker", 2, torch.device(DEVICE)) or "")
+
+
+def test_commits_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(records, "ROOT", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    for named in ("", "1234"):
+        monkeypatch.setenv("HYPERCONN_COMMIT", named)
+        assert records.commit() == (named or None)
