@@ -61,11 +61,11 @@ format: $(READY) ## rewrite the sources as `make lint` wants them
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-laws: $(READY) ## check every law of every manifold on EXAMPLES examples
-	$(BIN)/python -m hyperconn.testing --examples $(EXAMPLES)
+laws: $(READY) ## check every law of every part on EXAMPLES examples
+	$(BIN)/hyperconn verify --examples $(EXAMPLES) --jobs $(WORKERS)
 
-certificates: $(READY) ## check every law on EXAMPLES examples at n = 2, 3, 4, 8, write docs/certificates and the pages' tables
-	$(BIN)/python -m hyperconn.testing --n 2 3 4 8 --examples $(EXAMPLES) --certificates docs/certificates --pages docs/manifolds
+certificates: $(READY) ## the same, and write what was found into the pages of docs/manifolds
+	$(BIN)/hyperconn verify --examples $(EXAMPLES) --jobs $(WORKERS) --pages docs/manifolds
 
 bench-cpu: $(READY) ## time a layer on the CPU against the plain residual and other implementations, with bars
 	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[peers]'

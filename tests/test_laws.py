@@ -15,6 +15,7 @@ from broken_manifolds import MissesTheIdentity
 from cli_cases import run
 from hyperconn import gates, manifolds, predictors
 from hyperconn.manifolds import Manifold
+from hyperconn.manifolds.registry import MANIFOLDS
 from hyperconn.testing import (
     LAWS,
     SCALES,
@@ -27,10 +28,10 @@ from hyperconn.testing import (
     kernel_laws,
     manifold_laws,
     predictor_laws,
+    subjects,
 )
-from hyperconn.testing.__main__ import main
 from hyperconn.testing.cases import grid
-from hyperconn.testing.certificate import BEGIN, block, put
+from hyperconn.testing.certificate import BEGIN, put
 from hyperconn.testing.subjects import choose
 from source_tree import ROOT
 
@@ -126,30 +127,28 @@ def test_a_suite_that_must_fail_fails(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------ commands
 
 
-def test_the_command_prints_a_table_and_certificates(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_verify_writes_into_pages(tmp_path: Path) -> None:
     page = tmp_path / "identity.md"
     page.write_text("# `identity`\n", encoding="utf-8")
-    arguments = ["identity", "softmax", "--examples", "5", "--jobs", "1", "--certificates", str(tmp_path)]
-    assert main([*arguments, "--pages", str(tmp_path)]) == 0
-    out = capsys.readouterr().out
-    assert "no laws broken" in out and "membership  yes" in out and "read_start  yes" in out
-    found = json.loads((tmp_path / "identity.json").read_text(encoding="utf-8"))
-    assert found["holds"] and found["laws"]["membership"]["cases"] > 5 and found["violations"]["float32"]["bound"] > 0
+    done = run("verify", "identity", "softmax", "--examples", "5", "--jobs", "2", "--pages", str(tmp_path))
+    assert done.exit_code == 0 and "membership" in done.output and "read_start" in done.output
     written = page.read_text(encoding="utf-8")
     assert written.count(BEGIN) == 1 and "every law holds" in written
-    assert put(written, block(found, "identity.json")) == written, "the block is replaced by itself"
+    assert " in bfloat16, " in written and put(written, written[written.index(BEGIN) :].strip()) == written
     with pytest.raises(ValueError, match="once each"):
-        put(written + BEGIN, block(found, "identity.json"))
+        put(written + BEGIN, BEGIN)
 
 
-def test_the_command_fails_where_a_law_is_broken(capsys: pytest.CaptureFixture[str]) -> None:
-    manifolds.register("misses-the-identity")(MissesTheIdentity)
+def test_verify_takes_what_is_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    for registry in subjects.KINDS:
+        monkeypatch.setattr(registry, "available", lambda known=(("misses",) if registry is MANIFOLDS else ()): known)
+    manifolds.register("misses")(MissesTheIdentity)
     try:
-        assert main(["misses-the-identity", "--n", "3", "--examples", "1", "--jobs", "1"]) == 1
+        done = run("verify", "--n", "3", "--examples", "1")
     finally:
-        manifolds.unregister("misses-the-identity")
-    out = capsys.readouterr().out
-    assert "MissesTheIdentity(n=3) breaks identity" in out and "get_law('identity').check(" in out
+        manifolds.unregister("misses")
+    assert done.exit_code == 1 and "MissesTheIdentity(n=3) breaks identity" in done.output
+    assert "get_law('identity').check(" in done.output
 
 
 def test_verify_takes_names_and_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,9 +7,11 @@ import importlib.util
 import os
 import sys
 import traceback
+from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
+from json import dumps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 import typer
@@ -18,10 +20,17 @@ from rich.text import Text
 
 from hyperconn.cli.arguments import STDOUT
 from hyperconn.cli.console import BAD_INPUT, FAILED, bad_input, fail, output, progress, say
+from hyperconn.manifolds import PluginError
+
+if TYPE_CHECKING:
+    from hyperconn.testing import Verdict
 
 
 def verify(
-    name: Annotated[str, typer.Argument(metavar="NAME_OR_MODULE:CLASS", help="A part by name, or a class to import.")],
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME_OR_MODULE:CLASS]...", help="Parts by name, or classes to import. Default: all."),
+    ] = None,
     sizes: Annotated[
         list[int] | None,
         typer.Option(
@@ -30,39 +39,48 @@ def verify(
     ] = None,
     examples: Annotated[int, typer.Option(min=1, help="Drawn cases per law, shared out among the instances.")] = 500,
     seed: Annotated[int, typer.Option(help="Seed of the cases.", min=0, max=2**32 - 1024)] = 0,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes, a core each.")] = 1,
+    device: Annotated[str, typer.Option(help="Where the tensors live.")] = "cpu",
     json: Annotated[
         str | None,
         typer.Option(metavar="[FILE.json]", help="Write the certificate there; without a file, to stdout alone."),
     ] = None,
+    pages: Annotated[
+        Path | None, typer.Option(help="Write a summary into NAME.md of this folder.", exists=True, file_okay=False)
+    ] = None,
 ) -> None:
-    """Run the laws against a part; status 0 only if all hold, 1 for a broken law, 2 for bad input."""
+    """Run the laws against parts; status 0 only if all hold, 1 for a broken law, 2 for bad input."""
     if importlib.util.find_spec("hypothesis") is None:
         fail("the laws draw their cases with hypothesis: pip install 'hyperconn[test]'", BAD_INPUT)
-    from hyperconn.testing.certificate import certificate, dumps
+    from hyperconn.testing.certificate import certificate, write_block
     from hyperconn.testing.expressions import expression
     from hyperconn.testing.subjects import choose, named
-    from hyperconn.testing.survey import HEAD, examine, failures, rows, tasks
+    from hyperconn.testing.survey import HEAD, failures, in_processes, rows, tasks
 
     to_stdout = json == STDOUT
     with bad_input():
         file = None if json is None or to_stdout else _writable(Path(json))
+        if json is not None and len(names or ()) != 1:
+            raise ValueError(f"--json writes the certificate of one part, got {names or 'none'}; name one")
     # What a class prints is not part of its certificate.
     with redirect_stdout(sys.stderr) if to_stdout else nullcontext():
         with bad_input():
-            cls: Any = _import_class(name) if ":" in name else named(name)
-            instances = choose(cls, sizes)
-        verdicts = []
+            classes = [_import_class(name) if ":" in name else named(name) for name in names or ()]
+            chosen: dict[Any, Any] = {cls: choose(cls, sizes) for cls in classes} if names else _everything(sizes)
+        planned = [(cls, task) for cls, found in chosen.items() for task in tasks(found, examples, seed)]
+        by_class: dict[Any, list[Verdict]] = {cls: [] for cls in chosen}
         torch.set_num_threads(1)  # the matrices are small, and sums in one order give one certificate
         with progress("checking") as status:
-            for task in tasks(instances, examples, seed):
-                status.update(Text(f"checking {expression(task[0])}"))
-                verdicts += examine(task)
-    broken = [verdict for verdict in verdicts if not verdict.holds]
-    found = certificate(cls, verdicts, examples=examples, seed=seed)
+            for (cls, task), found in in_processes(planned, jobs, device):
+                by_class[cls] += found
+                status.update(Text(f"checked {expression(task[0])}"))
+    certificates = [certificate(cls, found, examples=examples, seed=seed) for cls, found in by_class.items()]
+    written = dumps(certificates[0], ensure_ascii=False, indent=1) + "\n"
     if to_stdout:
-        typer.echo(dumps(found).encode(), nl=False)  # bytes: JSON is UTF-8, whatever the terminal is
+        typer.echo(written.encode(), nl=False)  # bytes: JSON is UTF-8, whatever the terminal is
     else:
-        table = Table(title=Text(f"laws of {name}"), title_justify="left")
+        verdicts = [verdict for found in by_class.values() for verdict in found]
+        table = Table(title=Text(f"laws of {', '.join(names) if names else 'everything'}"), title_justify="left")
         for column in HEAD:
             table.add_column(column, overflow="fold", no_wrap=column == "law")
         for row in rows(verdicts):
@@ -70,13 +88,33 @@ def verify(
         output.print(table)
         for failure in failures(verdicts):
             say(f"\n{failure}")
-        held = f"{len(verdicts) - len(broken)} of {len(verdicts)} checks hold"
-        say(f"{held}: {len(found['laws'])} laws on {len(instances)} instances, {found['cases']} cases, seed {seed}")
+        holding, laws = sum(verdict.holds for verdict in verdicts), len({verdict.law for verdict in verdicts})
+        cases = sum(verdict.cases for verdict in verdicts)
+        said = f"{holding} of {len(verdicts)} checks hold: {laws} laws on {len(planned)} instances"
+        say(f"{said}, {cases} cases, seed {seed}")
     if file is not None:
         with bad_input():
-            file.write_text(dumps(found), encoding="utf-8")
-    if broken:
+            file.write_text(written, encoding="utf-8")
+    if pages is not None:
+        for found in certificates:
+            write_block(pages, found)
+    if not all(found["holds"] for found in certificates):
         raise typer.Exit(FAILED)
+
+
+def _everything(sizes: Sequence[int] | None) -> dict[Any, Any]:
+    """The instances of everything registered by class; plugins that give none are remarked upon and left out."""
+    from hyperconn.testing.subjects import KINDS, ContractError, choose
+
+    chosen = {}
+    for registry in KINDS:
+        for name in registry.available():
+            try:
+                cls = registry.get(name)
+                chosen[cls] = choose(cls, sizes)
+            except (PluginError, ContractError) as error:
+                say(f"{name} is left out: {' '.join(str(error).split())}")
+    return chosen
 
 
 def _writable(file: Path) -> Path:

@@ -82,20 +82,16 @@ class Case:
         numbers = torch.randn(shape, dtype=torch.float64, generator=_generator(self.seed, stream))
         return numbers.to(dtype=self.dtype, device=self.device)
 
-    @property
-    def is_short(self) -> bool:
-        """Whether the repr shows every number."""
-        return self.theta.numel() <= _SHORT
-
     def __repr__(self) -> str:
-        shape = tuple(self.theta.shape)
-        if not self.is_short:
-            numbers = f"<numbers of shape {shape}"
+        shape, device = tuple(self.theta.shape), f", device={str(self.device)!r}" if self.device.type != "cpu" else ""
+        kind = f"dtype={self.dtype}{device}"
+        if self.theta.numel() > _SHORT:
+            numbers = f"<numbers of shape {shape}, {kind}>"
+        elif self.theta.numel():
+            numbers = f"torch.tensor({self.theta.tolist()}, {kind})"
         else:
-            numbers = f"torch.tensor({self.theta.tolist()}" if self.theta.numel() else f"torch.zeros({shape}"
-        close = ")" if self.is_short else ">"
-        device = f", device={self.device.type!r}" if self.device.type != "cpu" else ""
-        return f"Case({numbers}, dtype={self.dtype}{device}{close}, seed={self.seed}, scale={self.scale})"
+            numbers = f"torch.zeros({shape}, {kind})"
+        return f"Case({numbers}, seed={self.seed}, scale={self.scale})"
 
 
 def _generator(seed: int, stream: int) -> torch.Generator:

@@ -1,4 +1,4 @@
-"""Certificates: what the laws found on a class, as JSON and as the block of a documentation page.
+"""Certificates: what the laws found on a class, as plain data and as the block of a documentation page.
 
 No clock, no machine, no path: versions, seeds, numbers. Two runs with one seed write the same.
 """
@@ -6,11 +6,11 @@ No clock, no machine, no path: versions, seeds, numbers. Two runs with one seed 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import platform
 from collections.abc import Mapping, Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -38,7 +38,8 @@ def certificate(cls: type[Any], verdicts: Sequence[Verdict], *, examples: int, s
     registry = next(registry for registry in Registry.all if issubclass(cls, registry.base))
     provider = registry.provider(cls)
     return {
-        registry.kind: str(getattr(cls, "name", cls.__name__)),
+        "kind": registry.kind,
+        "name": str(getattr(cls, "name", cls.__name__)),
         "class": f"{cls.__module__}:{cls.__qualname__}",
         "provider": None if provider is None else dataclasses.asdict(provider),
         "hyperconn": metadata.version("hyperconn"),
@@ -55,36 +56,21 @@ def certificate(cls: type[Any], verdicts: Sequence[Verdict], *, examples: int, s
     }
 
 
-def dumps(value: Mapping[str, Any]) -> str:
-    """Strict JSON, one short object a line, and a line break at the end."""
-    lines = [f" {json.dumps(key)}: {json.dumps(item, ensure_ascii=False)}" for key, item in value.items()]
-    for k, key in enumerate(value):
-        if key == "laws":
-            laws = (
-                f"  {json.dumps(law)}: {json.dumps(found, ensure_ascii=False)}" for law, found in value[key].items()
-            )
-            lines[k] = ' "laws": {\n' + ",\n".join(laws) + "\n }"
-    return "{\n" + ",\n".join(lines) + "\n}\n"
+def write_block(pages: Path, found: Mapping[str, Any]) -> None:
+    """Put what was found on a class into the page ``NAME.md`` of a folder, if there is one."""
+    page = pages / f"{found['name']}.md"
+    if page.exists():
+        page.write_text(put(page.read_text(encoding="utf-8"), block(found)), encoding="utf-8")
 
 
-def block(found: Mapping[str, Any], source: str) -> str:
-    """A few lines of Markdown between two markers: what was checked, and how exact the map is.
-
-    Args:
-        found: what ``certificate`` returned.
-        source: where the JSON lies, seen from the page.
-    """
-    verdict = "every law holds" if found["holds"] else "**not every law holds**"
+def block(found: Mapping[str, Any]) -> str:
+    """A few lines of Markdown between two markers: what was checked, and how exact the map is."""
     lines = [
-        f"[Certificate]({source}): {len(found['laws'])} laws, {found['cases']:,} cases on {found['instances']} "
-        f"instances, seed {found['seed']}; {verdict}."
+        f"`hyperconn verify {found['name']}`: {'every law holds' if found['holds'] else '**not every law holds**'}, "
+        f"{len(found['laws'])} laws, {found['cases']:,} cases on {found['instances']} instances, seed {found['seed']}."
     ]
-    worst = [
-        f"{entry['value']:.1e} of {entry['bound']:.1e} in {dtype}"
-        for dtype, entry in found["violations"].items()
-        if entry["bound"] is not None
-    ]
-    if worst:
+    if found["holds"] and found["violations"]:
+        worst = [f"{v['value']:.1e} of {v['bound']:.1e} in {dtype}" for dtype, v in found["violations"].items()]
         lines.append(f"Worst violation of a promised invariant: {', '.join(worst)}.")
     return "\n".join([BEGIN, *lines, END])
 
@@ -113,7 +99,7 @@ def _violations(verdicts: Sequence[Verdict]) -> dict[str, dict[str, Any]]:
                 if promised and (dtype not in worst or measured.severity > worst[dtype][0].severity):
                     worst[dtype] = measured, verdict
     return {
-        dtype: {"value": _plain(measured.value), "bound": _plain(measured.bound), "of": expression(verdict.subject)}
+        dtype: {"value": _plain(measured.value), "bound": measured.bound, "of": expression(verdict.subject)}
         for dtype, (measured, verdict) in sorted(worst.items())
     }
 
@@ -125,9 +111,8 @@ def _law(found: Sequence[Verdict]) -> dict[str, Any]:
         "cases": sum(verdict.cases for verdict in found),
         "worst": f"{first.worst}",
         "of": expression(first.subject),
-        **({} if first.holds else {"reproducer": first.reproducer}),
     }
 
 
 def _plain(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+    return value if math.isfinite(value) else None  # JSON has no NaN

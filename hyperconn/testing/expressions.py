@@ -1,10 +1,10 @@
-"""Maps as Python: what a reader calls them, and a line that checks a law on them again."""
+"""Maps as Python: what a reader calls them."""
 
 from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -33,17 +33,6 @@ def expression(value: Any) -> str:
     return repr(value)
 
 
-def reproducer(subject: object, law: str, case: object) -> str:
-    """A line that imports what it names and raises LawViolation for as long as the law is broken in that case.
-
-    A class that is local to a function cannot be imported: run the line where it is defined.
-    """
-    classes = {cls for cls in _classes(subject) if hasattr(sys.modules.get(cls.__module__), _outermost(cls))}
-    imports = sorted(f"from {cls.__module__} import {_outermost(cls)}" for cls in classes)
-    check = f"get_law({law!r}).check({expression(subject)}, {case!r})"
-    return "; ".join(["import torch", "from hyperconn.testing import Case, get_law", *imports, check])
-
-
 def _is_default(field: dataclasses.Field[Any], value: object) -> bool:
     return field.default is not dataclasses.MISSING and repr(value) == repr(field.default)
 
@@ -54,18 +43,3 @@ def _name(cls: type) -> str:
         return cls.__qualname__
     module = vars(sys.modules[cls.__module__]) if cls.__module__ in sys.modules else {}
     return next((name for name, value in module.items() if value is cls), cls.__name__)
-
-
-def _outermost(cls: type) -> str:
-    return _name(cls).split(".")[0]
-
-
-def _classes(value: object) -> Iterator[type]:
-    """The classes that the expression for ``value`` names."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        yield type(value)
-        value = [getattr(value, field.name, None) for field in dataclasses.fields(value)]
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    for item in value if isinstance(value, (tuple, list)) else ():
-        yield from _classes(item)

@@ -11,7 +11,7 @@ import torch
 from hyperconn.manifolds import Manifold
 from hyperconn.manifolds.core.map import Map
 from hyperconn.testing.case import Case
-from hyperconn.testing.expressions import expression, reproducer
+from hyperconn.testing.expressions import expression
 from hyperconn.testing.measured import Measured
 
 Measurement = Callable[[Any, Case], Iterator[Measured]]
@@ -35,15 +35,20 @@ class LawViolation(AssertionError):
         subject, law: what was checked; ``law`` is the name.
         measured: the worst value and its bound.
         case: where, or None where no case shows it.
-        reproducer: one line of Python that raises this error again, or None where it would be too long.
     """
 
     def __init__(self, subject: Map, law: str, case: Case | None, measured: Measured) -> None:
         self.subject, self.law, self.case, self.measured = subject, law, case, measured
-        self.reproducer = None if case is None or not case.is_short else reproducer(subject, law, case)
-        said = [f"{expression(subject)} breaks the law {law!r}: {measured}", f"in {case!r}" if case else ""]
-        said.append(f"reproduce: {self.reproducer}" if self.reproducer else "")
-        super().__init__("\n".join(filter(None, said)))
+        super().__init__(
+            f"{expression(subject)} breaks the law {law!r}: {measured}\nsee it again: {again(subject, law, case)}"
+        )
+
+
+def again(subject: Map, law: str, case: Case | None) -> str:
+    """The call that raises a violation once more, on a case that is written out where it is short."""
+    if case is None:
+        return f"check_law({law!r}, {expression(subject)})"
+    return f"get_law({law!r}).check({expression(subject)}, {case!r})"
 
 
 def crash(error: BaseException) -> Measured:

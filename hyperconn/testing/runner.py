@@ -29,7 +29,6 @@ class Verdict:
         worst: the measurement that came nearest to its bound; for a broken law that of the counterexample.
         case: where it was found; for a broken law the shrunk counterexample; None where no case shows it.
         cases: number of cases checked.
-        reproducer: one line of Python that raises a violation again, where there is a short one.
         worst_by_dtype: the nearest measurement for each dtype, "float32" and so on.
     """
 
@@ -40,7 +39,6 @@ class Verdict:
     worst: Measured
     case: Case | None
     cases: int
-    reproducer: str | None = None
     worst_by_dtype: dict[str, Measured] = field(default_factory=dict)
 
 
@@ -174,8 +172,8 @@ class _Tally:
     def verdict(self, violation: LawViolation | None = None) -> Verdict:
         law, subject = self.law, self.subject
         if violation is not None:
-            worst, case, again = violation.measured, violation.case, violation.reproducer
-            return Verdict(subject, law.name, law.statement, False, worst, case, self.count, again, self.by_dtype)
+            worst, case = violation.measured, violation.case
+            return Verdict(subject, law.name, law.statement, False, worst, case, self.count, self.by_dtype)
         assert self.worst is not None
         worst, case = self.worst
-        return Verdict(subject, law.name, law.statement, True, worst, case, self.count, None, self.by_dtype)
+        return Verdict(subject, law.name, law.statement, True, worst, case, self.count, self.by_dtype)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import multiprocessing
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,6 +12,7 @@ import torch
 from hyperconn.manifolds.core.map import Map
 from hyperconn.testing.all_laws import LAWS
 from hyperconn.testing.expressions import expression
+from hyperconn.testing.law import again
 from hyperconn.testing.runner import Verdict, judge
 
 Task = tuple[Map, tuple[tuple[str, int], ...], int]
@@ -37,15 +37,17 @@ def examine(task: Task, device: str = "cpu") -> list[Verdict]:
     return [judge(law, subject, named[law.name], seed, device=device) for law in LAWS if law.name in named]
 
 
-def in_processes(planned: Sequence[Task], jobs: int, device: str = "cpu") -> Iterator[tuple[int, list[Verdict]]]:
-    """Number of the task and its verdicts, as they come; a single job needs no process of its own."""
+def in_processes(
+    planned: Sequence[tuple[type, Task]], jobs: int, device: str = "cpu"
+) -> Iterator[tuple[tuple[type, Task], list[Verdict]]]:
+    """A class with its task, and the verdicts, as they come; a single job needs no process of its own."""
     if jobs == 1:
-        yield from ((k, examine(task, device)) for k, task in enumerate(planned))
+        yield from ((one, examine(one[1], device)) for one in planned)
         return
     # Fresh interpreters: a fork would inherit threads of torch that do not run in it.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        pending = {pool.submit(functools.partial(examine, device=device), task): k for k, task in enumerate(planned)}
+        pending = {pool.submit(examine, one[1], device): one for one in planned}
         for future in as_completed(pending):
             yield pending[future], future.result()
 
@@ -76,11 +78,8 @@ def failures(verdicts: Sequence[Verdict]) -> list[str]:
         broken = [verdict for verdict in found if not verdict.holds]
         if broken:
             first = broken[0]
-            again = (
-                first.reproducer or f"check_law({first.law!r}, {expression(first.subject)}); found in {first.case!r}"
-            )
             said.append(
                 f"{expression(first.subject)} breaks {first.law}: {first.statement}\n{first.worst}; broken on "
-                f"{len(broken)} of {len(found)} instances\nSee it again with: {again}"
+                f"{len(broken)} of {len(found)} instances\nSee it again: {again(first.subject, first.law, first.case)}"
             )
     return said
