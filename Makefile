@@ -38,7 +38,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(READY) ## train one small model under every published scheme and compare them: demo-report/
-	$(BIN)/hyperconn compare --demo --out demo-report
+	$(BIN)/hyperconn compare --demo --out demo-report $(ARGS)
 
 test: lint types ## lint, types, then every test: unit, law, doctest
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal

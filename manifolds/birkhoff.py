@@ -208,8 +208,7 @@ class Birkhoff(Manifold):
             cls(n=4, first_axis="rows", eps=1e-6, eps_mode="softmax"),
             cls(n=3, iterations=2, eps=1e-6, eps_mode="softmax"),
             cls(n=4, iterations=3, eps=1e-6),
-            cls(n=3, iterations=250, eps=1e-6, gradient="implicit"),
             cls(n=3, iterations=250, first_axis="rows", eps=1e-9, eps_mode="softmax", gradient="implicit"),
-            *(cls(n=n, eps=1e-6, finish="round") for n in (1, 2, 4)),
+            *(cls(n=n, eps=1e-6, finish="round") for n in (1, 4)),
             cls(n=1, eps=1e-6),
         )

@@ -78,7 +78,7 @@ def dtype(subject: Map, case: Case) -> Iterator[Measured]:
         yield fact(f"{found.dtype} is the dtype of coordinates(H)", found.dtype in (case.dtype, at_least_single))
 
 
-@law(kind=Map, scales=(1.0,), random=False)
+@law(kind=Map, scales=(1.0,), batches=((3,),), dtypes=(torch.float32,), random=False)
 def device(subject: Map, case: Case) -> Iterator[Measured]:
     """Values lie where the coordinates lie, the meta device included, where there is no data to look at."""
     theta = case.coordinates()
