@@ -40,10 +40,10 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY) ## train one small model under every published scheme and compare them: demo-report/
 	$(BIN)/hyperconn compare --demo --out demo-report $(ARGS)
 
-test: lint types ## lint, types, then every test: unit, law, doctest
+test: lint types ## lint, types, then the tests: unit, law, doctest
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-test-all: test kernels-report bench-traffic ## also every kernel in all sizes and dtypes, compiled for every GPU target, and its bytes
+test-all: test kernels-report bench-traffic ## also the site, an installed plugin, every kernel size and dtype, compiled for every GPU target, and its bytes
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m exhaustive
 
 lint: $(READY) ## style and formatting

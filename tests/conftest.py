@@ -18,7 +18,7 @@ if not torch.cuda.is_available():
 os.environ["HYPERCONN_PLUGINS"] = ""
 
 import hyperconn
-from plugin_cases import choosy, install  # noqa: F401 (fixtures)
+from plugin_cases import install, own_names, zoo  # noqa: F401 (fixtures)
 from source_tree import ROOT
 
 # The matrices are small: a second thread a test costs more than it brings, and pytest-xdist uses the other cores.

@@ -24,6 +24,7 @@ from hyperconn.{module} import {base}
 class {cls}({base}):
     name = "{name}"
 """
+METADATA = "Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
 
 Install = Callable[..., Path]
 
@@ -35,27 +36,31 @@ def shape_class(name: str = "tilt", cls: str = "Tilt", base: str = "manifolds:St
 
 
 @pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
+def own_names() -> Iterator[None]:
+    """Parts that are registered meanwhile are forgotten afterwards, and forgotten ones are back."""
+    before = [dict(registry._entries) for registry in Registry.all]
+    yield
+    for registry, entries in zip(Registry.all, before, strict=True):
+        registry._entries.clear()
+        registry._entries.update(entries)
+
+
+@pytest.fixture
+def install(own_names: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
     """``install("extra", entries={"tilt": "extra_tilt:Tilt"}, extra_tilt=source)``: a distribution on sys.path.
 
-    Modules that it brings, and parts that were registered meanwhile, are gone after the test.
+    Modules that it brings are gone after the test.
     """
     monkeypatch.delenv("HYPERCONN_PLUGINS", raising=False)
-    entries_before, modules_before = [dict(registry._entries) for registry in Registry.all], set(sys.modules)
+    modules_before = set(sys.modules)
 
     def add(
-        name: str = "extra",
-        version: str = "1.0",
-        *,
-        entries: dict[str, str],
-        kind: str = "manifold",
-        **modules: str,
+        name: str = "extra", version: str = "1.0", *, entries: dict[str, str], kind: str = "manifold", **modules: str
     ) -> Path:
         place = tmp_path / name
         metadata = place / f"{name.replace('-', '_')}-{version}.dist-info"
         metadata.mkdir(parents=True)
-        file = metadata / "METADATA"
-        file.write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n", encoding="utf-8")
+        (metadata / "METADATA").write_text(METADATA.format(name=name, version=version), encoding="utf-8")
         lines = [f"[hyperconn.{kind}s]", *(f"{key} = {value}" for key, value in entries.items())]
         (metadata / "entry_points.txt").write_text("\n".join(lines), encoding="utf-8")
         for module, source in modules.items():
@@ -65,9 +70,6 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
         return metadata
 
     yield add
-    for registry, before in zip(Registry.all, entries_before, strict=True):
-        registry._entries.clear()
-        registry._entries.update(before)
     for module in set(sys.modules) - modules_before:
         if str(getattr(sys.modules[module], "__file__", None)).startswith(str(tmp_path)):
             del sys.modules[module]
@@ -80,11 +82,11 @@ def forget() -> None:
         registry._providers.clear()
 
 
-def reinstall(info: Path, name: str, version: str) -> None:
+def reinstall(info: Path, name: str, version: str) -> Path:
     """Another distribution with the same module."""
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n", encoding="utf-8")
-    info.rename(info.with_name(f"{name.replace('-', '_')}-{version}.dist-info"))
+    (info / "METADATA").write_text(METADATA.format(name=name, version=version), encoding="utf-8")
     forget()
+    return info.rename(info.with_name(f"{name.replace('-', '_')}-{version}.dist-info"))
 
 
 def saved_and_read(module: nn.Module) -> Any:
@@ -96,7 +98,7 @@ def saved_and_read(module: nn.Module) -> Any:
     return state
 
 
-EVEN = """
+REFUSES_4 = """
     def __post_init__(self):
         super().__post_init__()
         if self.n % 6:
@@ -106,7 +108,7 @@ EVEN = """
     def examples(cls):
         return (cls(n=6),)
 """
-PICKY = """
+NEEDS_AN_ANGLE = """
     angle: float = 0.0
 
     def __post_init__(self):
@@ -118,19 +120,27 @@ PICKY = """
     def examples(cls):
         return (cls(n=4, angle=0.5),)
 """
-STUMBLES = """
-    def forward(self, theta):
+FAILS = """
+    def {method}(self, *_):
         raise IndexError("list index out of range")
 """
 
 
 @pytest.fixture
-def choosy(install: Install) -> None:
-    """Good plugins that refuse n=4, or need an option, beside one that cannot be imported and one that stumbles."""
+def zoo(install: Install) -> None:
+    """One plugin of every kind: good, choosy, broken at import, when made or when called, shadowed, and ambiguous."""
+    broken = {"rough": "__post_init__", "stumbles": "forward"}
     install(
-        entries={name: f"extra_{name}:Odd" for name in ("even", "picky", "lost", "stumbles")},
-        extra_even=shape_class("even", "Odd") + EVEN,
-        extra_picky=shape_class("picky", "Odd") + PICKY,
+        entries={
+            **{name: f"extra_{name}:Odd" for name in ("tilt", "even", "picky", "lost", *broken)},
+            "stiefel": "extra_tilt:Odd",
+            "twice": "extra_tilt:Twice",
+        },
+        extra_tilt=shape_class("tilt", "Odd"),
+        extra_even=shape_class("even", "Odd") + REFUSES_4,
+        extra_picky=shape_class("picky", "Odd") + NEEDS_AN_ANGLE,
         extra_lost="raise SystemExit('I am off')",
-        extra_stumbles=shape_class("stumbles", "Odd") + STUMBLES,
+        **{f"extra_{name}": shape_class(name, "Odd") + FAILS.format(method=broken[name]) for name in broken},
     )
+    install("other", "2.0", entries={"twice": "other_twice:Twice"})
+    (install("nameless", entries={"lean": "x:Y"}) / "METADATA").unlink()

@@ -1,8 +1,17 @@
-"""Where the sources lie, and under which names they are imported."""
+"""Where the sources lie, under which names they are imported, and a wheel of them."""
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -26,3 +35,23 @@ def module_name(path: Path) -> str:
 
 
 ALL_SOURCES = [path for folder in PACKAGES for path in source_files(folder)]
+
+
+def pyproject(project: Path) -> dict[str, Any]:
+    """What the pyproject.toml of a folder says."""
+    return tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def build_wheel(project: Path, copy: Path) -> Path:
+    """The wheel of a project, built from a copy: building in place would leave files in the working tree."""
+    generated = shutil.ignore_patterns("__pycache__", "build", "*.egg-info")
+    copy.mkdir()
+    for source in [project / name for name in (*PACKAGES, "src", "tests", "pyproject.toml", "README.md", "LICENSE")]:
+        if source.is_dir():
+            shutil.copytree(source, copy / source.name, ignore=generated)
+        elif source.is_file():
+            shutil.copy(source, copy)
+    backend = "from setuptools import build_meta; build_meta.build_wheel('wheel')"
+    subprocess.run([sys.executable, "-c", backend], cwd=copy, check=True, stdout=subprocess.DEVNULL)
+    (wheel,) = (copy / "wheel").glob("*.whl")
+    return wheel

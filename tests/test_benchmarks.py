@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -51,31 +49,11 @@ def raising(error: Exception) -> Contender:
     return Contender("another peer", "peer", build)
 
 
-def in_a_process(*arguments: str, **environment: str) -> str:
-    """What a Python in `benchmarks` prints."""
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT / "benchmarks", capture_output=True, text=True, check=True,
-        env={**os.environ, **environment},
-    )  # fmt: skip
-    assert done.stderr == ""
-    return done.stdout
-
-
-class _WrongGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return 1.001 * grads[0]
-
-
 @pytest.mark.parametrize(
     ("run", "named"),
     [
         (lambda x, w: 1.001 * x * w, "output 1.0e-03, gradient of x 1.0e-03, gradient of w 1.0e-03"),
-        (lambda x, w: _WrongGradient.apply(x) * w, "gradient of x 1.0e-03"),
+        (lambda x, w: (x + 0.001 * (x - x.detach())) * w, "gradient of x 1.0e-03"),
         (lambda x, w: x * w.detach(), "gradient of w inf"),
         (lambda x, w: x * w * torch.nan, "output nan"),
         (lambda x, w: (x * w).sum(-1, keepdim=True).expand_as(x), "output"),
@@ -128,20 +106,7 @@ def test_every_contender_is_right(contender: Contender) -> None:
         assert contender.kind == "peer", "only what is not ours may be missing"
         pytest.skip(result.reason)
     assert isinstance(result, Verified), result
-    assert set(result.errors) == {
-        "output",
-        "gradient of x",
-        *(f"gradient of {name}" for name in result.subject.parameters),
-    }
-    # The check would notice: a formula with any one parameter a little off disagrees.
-    subject = result.subject
-    for name in subject.parameters:
-
-        def other(x: Tensor, p: Mapping[str, Tensor], name: str = name) -> Tensor:
-            return subject.formula(x, {**p, name: 1.05 * p[name] + 0.01})
-
-        errors = harness.compare(dataclasses.replace(subject, formula=other))
-        assert max(errors.values()) > harness.TOLERANCE[torch.float32], name
+    assert set(result.errors) == {"output", *(f"gradient of {name}" for name in ("x", *result.subject.parameters))}
 
 
 def test_a_manifold_without_a_limit_is_unavailable_where_it_says_so() -> None:
@@ -164,8 +129,9 @@ def test_ratios_cancel_what_slows_a_round_down() -> None:
     assert (spread.median, spread.low, spread.high, spread.repetitions) == (2.0, 2.0, 2.2, 3)
 
 
+@pytest.mark.exhaustive  # a process of its own, which it changes
 def test_freed_memory_can_be_kept() -> None:
-    """In a process of its own, which it changes: blocks above 32 MB stop costing page faults."""
+    """Blocks above 32 MB stop costing page faults."""
     script = (
         "import cpu, resource, torch\n"
         "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
@@ -174,7 +140,9 @@ def test_freed_memory_can_be_kept() -> None:
         "def cost(): return min(once() for _ in range(12))\n"  # the heap grows a few times first
         "print(cost(), cpu.keep_memory(), cost())"
     )
-    before, kept, after = in_a_process("-c", script).split()
+    command = [sys.executable, "-c", script]
+    printed = subprocess.run(command, cwd=ROOT / "benchmarks", capture_output=True, text=True, check=True).stdout
+    before, kept, after = printed.split()
     if kept == "False":
         pytest.skip("not glibc")
     assert int(before) > 10 * max(int(after), 1)
@@ -244,8 +212,12 @@ def test_gpu_bars() -> None:
     assert [bar.held for bar in gpu.bars(found, gpu.MAIN)] == [None, None], "other shapes are not judged"
 
 
-def test_without_a_gpu_nothing_happens(tmp_path: Path) -> None:
-    said = in_a_process("gpu.py", "--out", str(tmp_path / "results"), CUDA_VISIBLE_DEVICES="")
+def test_without_a_gpu_nothing_happens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu.main(["--out", str(tmp_path / "results")]) == 0
+    said = capsys.readouterr().out
     assert said.count("\n") == 1 and "no GPU" in said and not (tmp_path / "results").exists()
 
 

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import subprocess
+import runpy
 import sys
-from collections.abc import Sequence
-from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import hyperconn
 from cli_cases import refused, run, words, write_config
-from hyperconn import HyperConnectionConfig, cli, gates, manifolds, predictors
+from hyperconn import HyperConnection, HyperConnectionConfig, cli, gates, manifolds, predictors
+from hyperconn.cli.bench import _step
 from hyperconn.cli.console import output
-from source_tree import ROOT
 
 PARTS = (manifolds, gates, predictors)
-
-# -------------------------------------------------------------------------------------------- list, show, doctor
+BUILT_IN = manifolds.available()
 
 
 def test_list_is_readable_at_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,19 +77,12 @@ def test_show_is_seeded_and_lists_options() -> None:
     assert "iterations = 20" in shown and "finish = 'none'" in shown
 
 
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (["show", "kromch"], "unknown manifold, gate, predictor or preset 'kromch'. Did you mean 'kromhc'"),
-        (["show", "sigmiod"], "Did you mean 'sigmoid'"),
-        (["show", "permutation", "--n", "7"], "Use manifold 'kronecker'"),
-        (["verify", "stifel"], "unknown manifold 'stifel'. Did you mean 'stiefel'"),
-        (["verify", "permutation", "--n", "7"], "Use manifold 'kronecker'"),
-        (["verify", "no_such_module:Thing"], "there is no module 'no_such_module'"),
-    ],
-)
-def test_unknown_names(arguments: Sequence[str], says: str) -> None:
-    assert says in refused(*arguments)
+def test_bad_input() -> None:
+    assert "Use manifold 'kronecker'" in refused("show", "permutation", "--n", "7")
+    assert "there is no module 'no_such_module'" in refused("verify", "no_such_module:Thing")
+    unknown = refused("show", "kromch")
+    assert "unknown manifold, gate, predictor or preset 'kromch'. Did you mean 'kromhc'" in unknown
+    assert all(name in unknown for name in HyperConnectionConfig.presets())
 
 
 def test_doctor() -> None:
@@ -111,48 +102,61 @@ def test_version_help_and_typing_errors() -> None:
     assert run("train", "x.toml", "--sede", "3").exit_code == 2
 
 
-# -------------------------------------------------------------------------------------------------------- verify
+def test_list_and_doctor_name_what_is_wrong_with_plugins(zoo: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = run("list")
+    assert result.exit_code == 0, result.exception
+    shown = words(result)
+    broken = ("lost", "rough", "twice")
+    for name in (*BUILT_IN, *broken, "tilt", "even", "picky", "stumbles"):
+        assert name in manifolds.available() and f" {name} " in f" {shown}"
+        assert (f"{name} broken" in shown) == (name in broken)
+    assert "lost is broken: manifold plugin 'lost' (entry point lost = extra_lost:Odd of extra 1.0) cannot be" in shown
+    assert "SystemExit: I am off" in shown
+    assert "rough is broken: rough of extra 1.0: IndexError: list index out of range" in shown
+    assert "twice is broken: the manifold 'twice' is provided by extra 1.0 and other 2.0" in shown
+
+    shown = words(run("doctor"))
+    assert "HYPERCONN_PLUGINS is not set" in shown and "SystemExit: I am off" in shown
+    for line in ("tilt extra 1.0 extra_tilt:Odd used", "twice other 2.0 other_twice:Twice broken: the manifold"):
+        assert line in shown
+    assert "stiefel extra 1.0 extra_tilt:Odd not used: the name is taken by" in shown
+    monkeypatch.setenv("HYPERCONN_PLUGINS", "other, tild")
+    shown = words(run("doctor"))
+    assert "HYPERCONN_PLUGINS is 'other, tild'" in shown
+    assert "HYPERCONN_PLUGINS allows 'tild', which is neither" in shown and "allows 'other'" not in shown
+    assert "lost extra 1.0 extra_lost:Odd not used: HYPERCONN_PLUGINS does not" in shown
 
 
-BROKEN = '''
-from dataclasses import dataclass
-from hyperconn.manifolds import Stiefel
-
-@dataclass(frozen=True)
-class Scaled(Stiefel):
-    """Not orthogonal at all."""
-    name = "scaled"
-    def forward(self, theta):
-        return 1.01 * super().forward(theta)
-'''
-
-
-def test_verify_fails_a_broken_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "broken_by_me.py").write_text(BROKEN)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    assert run("verify", "identity", "--n", "2", "--examples", "2").exit_code == 0
-    result = run("verify", "broken_by_me:Scaled", "--n", "2", "--examples", "2")
-    assert result.exit_code == 1
-    assert "membership" in result.stdout and "Scaled(n=2" in result.stdout
+def test_show_plugins(zoo: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "provided by extra 1.0" in words(run("show", "tilt")) and "6 at n=4" in words(run("show", "tilt"))
+    # Of what refuses the default, its first example.
+    assert "15 at n=6" in words(run("show", "even")) and "angle=0.5)" in words(run("show", "picky"))
+    for arguments, says in (
+        (["even", "--n", "4"], "even of extra 1.0: ValueError: n must be a multiple of 6"),
+        (["stumbles"], "stumbles of extra 1.0: IndexError: list index out of range"),
+        (["lost"], "cannot be imported: SystemExit: I am off"),
+    ):
+        assert refused("show", *arguments).endswith(says)
+    assert "tilt" in refused("show", "kromch")
+    monkeypatch.setenv("HYPERCONN_PLUGINS", "")
+    assert "extra 1.0 provides it, but the environment variable HYPERCONN_PLUGINS" in refused("show", "lost")
 
 
-# ------------------------------------------------------------------------------------------------ missing extras
+def test_a_bug_of_a_built_in_is_no_broken_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: object) -> None:
+        raise RuntimeError("a bug of ours")
 
-
-def without(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
-    found = importlib.util.find_spec
-
-    def find_spec(name: str, package: str | None = None) -> ModuleSpec | None:
-        return None if name in packages else found(name, package)
-
-    monkeypatch.setattr(importlib.util, "find_spec", find_spec)
+    monkeypatch.setattr(manifolds.Identity, "__post_init__", fail)
+    assert isinstance(run("list").exception, RuntimeError)
 
 
 def test_missing_extras_say_what_to_install(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    without(monkeypatch, "typer", "rich", "hypothesis", "matplotlib")
+    found, missing = importlib.util.find_spec, ("typer", "rich", "hypothesis", "matplotlib")
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *where: None if name in missing else found(name, *where)
+    )
     with pytest.raises(SystemExit) as caught:
         cli.main()
     assert caught.value.code == 2
@@ -161,7 +165,82 @@ def test_missing_extras_say_what_to_install(
     assert "pip install 'hyperconn[cli]'" in refused("compare", write_config(tmp_path))
 
 
-def test_the_package_is_the_command() -> None:
-    command = [sys.executable, "-m", "hyperconn", "--version"]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT.parent, timeout=60).stdout
-    assert printed == f"hyperconn {hyperconn.__version__}\n"
+def test_the_package_is_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["hyperconn", "--version"])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_module("hyperconn", run_name="__main__")
+    assert caught.value.code == 0 and capsys.readouterr().out == f"hyperconn {hyperconn.__version__}\n"
+
+
+# ``bench``, on little
+SMALL = ("--tokens", "5", "--dim", "8", "--rounds", "3")
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+
+
+def small(*arguments: str) -> str:
+    result = run("bench", *SMALL, *arguments)
+    assert result.exit_code == 0, (result.output, result.exception)
+    return words(result)
+
+
+def test_every_manifold_is_timed_against_the_plain_residual() -> None:
+    said = small("--device", "cpu", "--backend", "torch")
+    for name in manifolds.available():
+        assert re.search(rf" {name} torch [\d.]+ ms [\d.]+ [\d.]+ – [\d.]+ ", said), (name, said)
+    assert re.search(r"plain residual [\d.]+ ms 1\.00 1\.00 – 1\.00 ", said)
+    assert "5 tokens of 4×8, float32, on cpu" in said and "medians of 3 rounds" in said
+
+
+@no_gpu  # the kernels run in the interpreter, on the CPU
+def test_the_backend_that_runs_is_named() -> None:
+    choices = "--streams 2 --dtype bfloat16 --backend triton --device cpu --tokens 2 --rounds 1"
+    said = small("kronecker", *choices.split())
+    assert re.search(r" kronecker triton [\d.]+ ms", said), said
+    assert "birkhoff" not in said and "2 tokens of 2×8, bfloat16" in said
+
+
+def test_a_step_is_a_forward_and_backward_of_everything() -> None:
+    torch.manual_seed(0)
+    layer = HyperConnection(nn.RMSNorm(8), 8, HyperConnectionConfig(fn_std=0.1))
+    x, seen = torch.randn(3, 4, 8), {}
+    parameters = dict(layer.named_parameters())
+    for name, tensor in (*parameters.items(), ("x", x.requires_grad_())):
+        tensor.register_post_accumulate_grad_hook(lambda t, name=name: seen.update({name: float(t.grad.abs().amax())}))
+    _step(layer, x, list(parameters.values()))()
+    assert set(seen) == {*parameters, "x"} and len(parameters) == 4
+    assert all(largest > 0 for largest in seen.values())
+    assert x.grad is None and all(tensor.grad is None for tensor in parameters.values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("birkof", "unknown manifold 'birkof'. Did you mean 'birkhoff'"),
+        ("--dtype int8", "--dtype is one of float32, bfloat16, float16, got 'int8'"),
+        ("--device nowhere", "--device 'nowhere' is no device"),
+        ("--device meta", "--device is cpu or cuda, got 'meta'"),
+        pytest.param("--device cuda", "this torch sees no GPU", marks=no_gpu),
+        ("--backend fast", "unknown backend of a HyperConnectionConfig 'fast'"),
+        ("stiefel --streams 20 --backend triton", "backend='triton' cannot run: the kernels hold up to 16"),
+        # What was asked for by name cannot be left out.
+        ("birkhoff permutation --streams 8", "the largest n is 6"),
+        ("birkhoff even --streams 8", "even of extra 1.0: ValueError: n must be"),
+        ("birkhoff stumbles --streams 8", "stumbles of extra 1.0: IndexError"),
+    ],
+)
+def test_bad_input_of_bench(zoo: None, arguments: str, message: str) -> None:
+    assert message in refused("bench", *arguments.split(), *SMALL)
+
+
+def test_without_names_what_cannot_be_timed_is_left_out(zoo: None) -> None:
+    result = run("bench", "--streams", "8", "--device", "cpu", "--backend", "torch", *SMALL)
+    assert result.exit_code == 0, (result.output, result.exception)
+    table, below = result.stdout.split("medians of 3 rounds")
+    assert " birkhoff " in table and "stumbles" not in table
+    for line in (
+        "permutation: ",
+        "even: even of extra 1.0: ValueError: n must be a multiple of 6",
+        "lost: manifold plugin 'lost' (entry point lost = extra_lost:Odd of extra 1.0) cannot be imported: SystemExit",
+        "stumbles: stumbles of extra 1.0: IndexError: list index out of range",
+    ):
+        assert sum(said.startswith(line) for said in below.splitlines()) == 1, (line, below)

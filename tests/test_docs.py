@@ -1,19 +1,19 @@
-"""The documentation runs, says something about everything, and links only to what exists."""
+"""The documentation runs, says something about everything, links only to what exists, and draws what the code does."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
 import runpy
-import subprocess
 import sys
 import types
-from collections.abc import Iterator
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
 import torch
 
+from cli_cases import run
 from hyperconn import HyperConnectionConfig, gates, manifolds, predictors
 from source_tree import ROOT
 
@@ -38,7 +38,7 @@ def python_blocks(text: str) -> list[tuple[int, str]]:
     return [(text[: block.start(1)].count("\n"), block[1]) for block in found]
 
 
-def run(path: Path) -> int:
+def run_blocks(path: Path) -> int:
     """Run a page's blocks in order in one module, which classes and pickles can name; return how many ran."""
     page = types.ModuleType(f"docs_{path.stem.replace('-', '_')}")
     sys.modules[page.__name__] = page
@@ -53,21 +53,9 @@ def run(path: Path) -> int:
 
 
 @pytest.fixture
-def own_names() -> Iterator[None]:
-    """Let a page register its manifold though somebody may have followed it, and put the registries back afterwards."""
-    before = [
-        {name: registry.get(name) for name in registry.available()} for registry in (manifolds, gates, predictors)
-    ]
-    aliases = manifolds.aliases("circulant") if "circulant" in before[0] else ()
-    if "circulant" in before[0]:
-        manifolds.unregister("circulant")
-    yield
-    for registry, names in zip((manifolds, gates, predictors), before, strict=True):
-        for name in registry.available():
-            if registry.get(name) is not names.get(name):
-                registry.unregister(name)
-    if "circulant" in before[0]:
-        manifolds.register("circulant", *aliases)(before[0]["circulant"])
+def own_names(own_names: None) -> None:
+    if "circulant" in manifolds.available():
+        manifolds.unregister("circulant")  # somebody has followed the guide
 
 
 WITH_BLOCKS = [path for path in PAGES if python_blocks(path.read_text(encoding="utf-8"))]
@@ -77,7 +65,7 @@ WITH_BLOCKS = [path for path in PAGES if python_blocks(path.read_text(encoding="
 @pytest.mark.usefixtures("own_names")
 def test_pages_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # what a page writes is nobody else's business
-    assert run(path) > 0
+    assert run_blocks(path) > 0
 
 
 def test_nothing_that_runs_is_missing() -> None:
@@ -89,15 +77,13 @@ def test_nothing_that_runs_is_missing() -> None:
 
 def test_a_wrong_page_fails(tmp_path: Path) -> None:
     page = tmp_path / "wrong.md"
-    page.write_text(
-        "Text.\n\n```python\nx = 1\n```\n\n```python\nassert x == 1\nassert x == 2\n```\n", encoding="utf-8"
-    )
+    page.write_text("Text.\n\n```python\nx = 1\n```\n\n```python\nassert x == 1\nassert x == 2\n```\n", "utf-8")
     with pytest.raises(AssertionError) as failure:
-        run(page)
+        run_blocks(page)
     assert failure.traceback[-1].lineno + 1 == 9  # the line of the page, counted from 1
     page.write_text("```python\nx = 1\n", encoding="utf-8")
     with pytest.raises(AssertionError, match="never closed"):
-        run(page)
+        run_blocks(page)
 
 
 EXAMPLES = {  # a file, and what its last lines have to say: losses fall, starts and sets hold
@@ -119,15 +105,16 @@ def test_examples(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert EXAMPLES[path.stem](*map(float, printed)), printed
 
 
-def test_the_guide_can_be_followed(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("own_names")
+def test_the_guide_can_be_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The class goes into a file, and the command of the next step accepts it."""
     guide = text_of("add-a-manifold")
     (tmp_path / "my_manifolds.py").write_text(python_blocks(guide)[0][1], encoding="utf-8")
     (command,) = re.findall(r"^hyperconn (verify my_manifolds:Circulant) .*#", guide, flags=re.MULTILINE)
-    run = [sys.executable, "-m", "hyperconn", *command.split(), "--n", "3", "--examples", "2"]
-    verified = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert verified.returncode == 0, verified.stdout + verified.stderr
-    assert "membership" in verified.stdout
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    verified = run(*command.split(), "--n", "2", "--examples", "1")
+    assert verified.exit_code == 0 and "membership" in verified.stdout, verified.output
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
@@ -197,3 +184,51 @@ def test_links_are_checked(tmp_path: Path) -> None:
     bad = "[f](gone.md) ![g](gone.png) [h](there.md#gone) [i](#gone) [j](there.md#no-heading)\n"
     page.write_text(good + bad + "`[k](gone.md)`\n```\n[l](gone.md)\n```\n", encoding="utf-8")
     assert broken_links(page) == ["gone.md", "gone.png", "there.md#gone", "#gone", "there.md#no-heading"]
+
+
+# What has a picture; a manifold that joins later may come without.
+PICTURES = [path.stem for path in sorted((DOCS / "images" / "manifolds").glob("*.svg"))]
+
+
+@pytest.fixture(scope="module")
+def pictures() -> types.SimpleNamespace:
+    return types.SimpleNamespace(**runpy.run_path(str(DOCS / "pictures.py")))
+
+
+def numbers(text: str) -> tuple[str, list[float]]:
+    """The text without its numbers, and the numbers."""
+    pattern = r"-?\d+(?:\.\d+)?(?:e-?\d+)?"
+    return re.sub(pattern, "#", text), [float(number) for number in re.findall(pattern, text)]
+
+
+def stale(stored: str, drawn: str) -> bool:
+    """Whether a picture shows other matrices; machines may differ in the last digit that is shown."""
+    (old, then), (new, now) = numbers(stored), numbers(drawn)
+    return old != new or any(abs(a - b) > max(0.02, 0.11 * abs(b)) for a, b in zip(then, now, strict=True))
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_pictures_are_up_to_date_and_shown(name: str, pictures: types.SimpleNamespace) -> None:
+    stored = (pictures.FOLDER / f"{name}.svg").read_text(encoding="utf-8")
+    assert not stale(stored, pictures.draw(name)), "run `make pictures`"
+    assert len(stored.encode()) < 60_000
+    assert len(ElementTree.fromstring(stored).findall(".//{*}text")) == 5 * 17 + 1
+    ((alternative, file),) = re.findall(r"!\[(.*?)\]\((.*?)\)", text_of(f"manifolds/{name}"))
+    assert file == f"../images/manifolds/{name}.svg"
+    assert len(alternative.split()) >= 5
+
+
+def test_a_stale_picture_is_noticed(pictures: types.SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(PICTURES) >= 8 and set(PICTURES) <= set(manifolds.available())
+    stored = (pictures.FOLDER / "stiefel.svg").read_text(encoding="utf-8")
+    forward = manifolds.Stiefel.forward
+    monkeypatch.setattr(manifolds.Stiefel, "forward", lambda self, theta: forward(self, theta).mT)
+    assert stale(stored, pictures.draw("stiefel"))
+
+
+def test_pictures_show_the_applied_matrices(pictures: types.SimpleNamespace) -> None:
+    drawn, eigenvalues = pictures.panels("stiefel")
+    for _, H in drawn:
+        assert manifolds.make("stiefel", n=4).violation(H) < 1e-13
+    assert eigenvalues.shape == (600,) and torch.allclose(eigenvalues.abs(), torch.ones(600, dtype=torch.float64))
+    assert [pictures.written(value) for value in (0.5, -0.001, 12.3, -5e6)] == ["0.50", "0.00", "12", "-5e6"]

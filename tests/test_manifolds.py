@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -16,10 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from hyperconn import HyperConnection, HyperConnectionConfig, manifolds
 from hyperconn.manifolds import (
     Birkhoff,
-    Identity,
     Kronecker,
     Permutation,
-    Stiefel,
     Unconstrained,
     UnknownNameError,
     make,
@@ -32,8 +28,6 @@ ROTATION = {"manifold": "stiefel", "n": 2}
 def normal(*shape: int, std: float = 1.0) -> Tensor:
     return std * torch.randn(*shape, dtype=torch.float64)
 
-
-# ------------------------------------------------------------------------------------------------------------ counts
 
 COUNTS: dict[str, list[int | None]] = {
     "birkhoff": [1, 4, 9, 16, 25, 36, 49, 64],
@@ -51,17 +45,12 @@ COUNTS: dict[str, list[int | None]] = {
 def test_coordinate_counts(name: str, n: int) -> None:
     expected = COUNTS[name][n - 1]
     if expected is None:
-        with pytest.raises(ValueError, match=rf"n={n}"):
+        with pytest.raises(ValueError, match=rf"n={n}.*(kronecker|factors)"):  # what scales
             make(name, n=n)
     else:
         m = make(name, n=n)
         assert m.num_coordinates == expected
         assert m(torch.zeros(expected)).shape == (n, n)
-
-
-def test_a_large_permutation_points_to_what_scales() -> None:
-    with pytest.raises(ValueError, match=r"n=7 would need 7! coordinates .* Use manifold 'kronecker'"):
-        Permutation(n=7)
 
 
 def test_a_large_prime_points_to_factors() -> None:
@@ -71,47 +60,12 @@ def test_a_large_prime_points_to_factors() -> None:
     assert advice.exact and advice.num_coordinates == 51
 
 
-# ------------------------------------------------------------------------------------------------------- permutation
-
-
-def test_published_start_of_the_permutation_mixture() -> None:
-    """Logit 0 at the identity and −8 elsewhere."""
-    theta = Permutation(n=4).initial()
-    assert theta[0] == 0.0 and (theta[1:] == -8.0).all()
-
-
 def test_birkhoff_von_neumann_decomposition_takes_few_permutations() -> None:
     m = Permutation(n=4)
     H = Birkhoff(n=4, finish="round")(normal(50, 16, std=2.0))
     theta = m.coordinates(H)
     torch.testing.assert_close(m(theta), H, rtol=0, atol=1e-13)
     assert ((theta.exp() > 1e-12).sum(-1) <= 10).all(), "(n − 1)² + 1 permutations are enough"
-
-
-# --------------------------------------------------------------------------------------------------------- kronecker
-
-
-MIXED: list[tuple[int, tuple[Any, ...]]] = [
-    (8, (2, 2, 2)),
-    (6, (3, 2)),
-    (12, (ROTATION, 3, {"manifold": "birkhoff", "n": 2, "iterations": 3})),
-    (8, ({"manifold": "kronecker", "n": 4}, Stiefel(n=2))),
-    (6, (Unconstrained(n=3), {"manifold": "grassmann", "n": 2})),
-    (4, (Identity(n=2), 2, Identity(n=1))),
-]
-
-
-@pytest.mark.parametrize(("n", "factors"), MIXED, ids=repr)
-def test_kronecker_matches_numpy(n: int, factors: tuple[Any, ...]) -> None:
-    m = Kronecker(n=n, factors=factors)
-    theta = normal(m.num_coordinates)
-    expected, start = np.ones((1, 1)), 0
-    for part in m.parts:
-        piece = theta[start : start + part.num_coordinates]
-        start += part.num_coordinates
-        expected = np.kron(expected, part(piece).numpy())
-    assert start == m.num_coordinates and expected.shape == (n, n)
-    np.testing.assert_allclose(m(theta).numpy(), expected, rtol=1e-13, atol=1e-15)
 
 
 def test_kronecker_inherits_what_survives() -> None:
@@ -123,14 +77,11 @@ def test_kronecker_inherits_what_survives() -> None:
     assert names({"manifold": "spectral_sphere", "n": 2}, 2) >= {"row_sums", "column_sums"}
     assert "nonnegative" not in names({"manifold": "spectral_sphere", "n": 2}, 2)
     assert names(Unconstrained(n=2), 2) == {"factors"}
+    # The identity says itself that it is non-expansive, which also follows from its being doubly stochastic.
+    product = Kronecker(n=12, factors=({"manifold": "identity", "n": 2}, ROTATION, 3))
+    assert sorted(invariant.name for invariant in product.invariants) == ["factors", "non_expansive", "spectral_norm"]
     raw = Kronecker(n=4, factors=({"manifold": "birkhoff", "n": 2}, 2))
     assert not raw.exact and {i.name for i in raw.exact_invariants} == {"row_sums", "nonnegative"}
-
-
-def test_signs_of_three_rotations_are_found_again_token_by_token() -> None:
-    m = Kronecker(n=8, factors=(ROTATION, ROTATION, ROTATION))
-    theta = torch.tensor(list(itertools.product([0.0, 0.3, 4.0], repeat=3)), dtype=torch.float64)
-    torch.testing.assert_close(m(m.coordinates(m(theta))), m(theta), rtol=0, atol=1e-12)
 
 
 SPHERE, PROJECTOR, FREE = ({"manifold": name, "n": 3} for name in ("spectral_sphere", "grassmann", "unconstrained"))
@@ -181,18 +132,12 @@ def test_products_of_strangers_and_multiples_of_members_are_no_members() -> None
     assert m.violation(torch.full_like(H, torch.nan)).isnan().all()
 
 
-# ----------------------------------------------------------------------------------------------------- bad construction
-
 Case = tuple[str, dict[str, Any], type[Exception], str]
 
 
 def not_numbers(name: str, option: str) -> list[Case]:
     wrong = [("1e-6", TypeError), (True, TypeError), (None, TypeError), (math.inf, ValueError), (math.nan, ValueError)]
     return [(name, {"n": 4, option: value}, error, f"{option} must .*, got {value!r}") for value, error in wrong]
-
-
-def not_switches(name: str, option: str) -> list[Case]:
-    return [(name, {"n": 4, option: value}, TypeError, f"{option} must .*, got {value!r}") for value in ("no", 1, None)]
 
 
 BAD: list[Case] = [
@@ -202,7 +147,6 @@ BAD: list[Case] = [
     *((name, {"n": True}, TypeError, "n must be an int, got True") for name in manifolds.available()),
     ("birkhoff", {"n": 4, "iterations": 0}, ValueError, "iterations must be at least 1 .*, got 0"),
     ("birkhoff", {"n": 4, "iterations": 10_001}, ValueError, "iterations must be .* at most 10000, got 10001"),
-    ("birkhoff", {"n": 4, "iterations": 2.5}, TypeError, "iterations must be an int, got 2.5"),
     ("birkhoff", {"n": 4, "first_axis": "row"}, ValueError, "first_axis must be one of 'columns', 'rows', got 'row'"),
     *not_numbers("birkhoff", "eps"),
     ("birkhoff", {"n": 4, "eps": -1e-6}, ValueError, r"eps must .*, got -1e-06"),
@@ -224,16 +168,14 @@ BAD: list[Case] = [
     ("stiefel", {"n": 4, "generator": "lower"}, ValueError, "generator must be one of 'upper', 'full', got 'lower'"),
     ("stiefel", {"n": 4, "steps": -1}, ValueError, "steps must be at least 0 .*, got -1"),
     ("stiefel", {"n": 4, "steps": 10_001}, ValueError, "steps must be .* at most 10000, got 10001"),
-    ("stiefel", {"n": 4, "steps": True}, TypeError, "steps must be an int, got True"),
     *not_numbers("stiefel", "alpha"),
     ("stiefel", {"n": 4, "alpha": 0.0}, ValueError, "alpha must be .*positive, got 0.0"),
     *not_numbers("spectral_sphere", "gamma"),
     ("spectral_sphere", {"n": 4, "gamma": 0.0}, ValueError, "gamma must be .*positive, got 0.0"),
-    *not_switches("spectral_sphere", "isometric"),
-    *not_switches("spectral_sphere", "preserve_mean"),
+    ("spectral_sphere", {"n": 4, "isometric": 1}, TypeError, "isometric must .*, got 1"),
+    ("spectral_sphere", {"n": 4, "preserve_mean": None}, TypeError, "preserve_mean must .*, got None"),
     ("grassmann", {"n": 4, "p": 5}, ValueError, "p must be at least 1 and at most 4, got 5"),
     ("grassmann", {"n": 4, "p": 0}, ValueError, "p must be at least 1 and at most 4, got 0"),
-    ("grassmann", {"n": 4, "p": 1.5}, TypeError, "p must be an int, got 1.5"),
 ]
 
 
@@ -245,12 +187,6 @@ def test_bad_options_are_refused(name: str, options: dict[str, Any], error: type
 
 def options_of(name: str) -> list[str]:
     return [field.name for field in dataclasses.fields(manifolds.get(name)) if field.init and field.name != "n"]
-
-
-def test_every_option_has_a_bad_value() -> None:
-    """Of the manifolds counted above; below, every option of every manifold meets nonsense."""
-    tried = {(name, option) for name, options, *_ in BAD for option in options if option != "n"}
-    assert tried == {(name, option) for name in COUNTS for option in options_of(name)}
 
 
 @pytest.mark.parametrize(
@@ -269,9 +205,6 @@ def test_a_bad_factor_is_refused_by_its_own_name() -> None:
         Kronecker(n=7, factors=(7,))
     with pytest.raises(TypeError, match=r"^Stiefel: alpha must .*, got '0.1'"):
         Kronecker(n=4, factors=({"manifold": "stiefel", "n": 2, "alpha": "0.1"}, 2))
-
-
-# ------------------------------------------------------------------------------------------------------- the contract
 
 
 def test_messages_name_the_manifold_and_what_it_takes() -> None:
@@ -293,12 +226,10 @@ def test_right_sums_do_not_hide_a_negative_entry() -> None:
         assert make(name, n=2).violation(trap) == 1.0
 
 
-def test_violation_reports_the_worst_invariant_in_double_precision() -> None:
+def test_violation_reports_the_worst_invariant() -> None:
     m = make("stiefel", n=2)
     H = torch.tensor([[1.0, 0.0], [0.0, 1.5]])
-    assert m.violation(H).dtype == torch.float64
     assert float(m.violation(H)) == pytest.approx(1.25)  # 1.5² − 1, worse than the norm's 0.5
-    assert m.violation(torch.full((2, 2), torch.nan)).isnan()
     assert make("unconstrained", n=2).violation(torch.full((2, 2), torch.inf)).isnan()
 
 
@@ -316,15 +247,14 @@ def test_constants_born_in_inference_mode_can_be_trained_with() -> None:
     assert theta.grad is not None and theta.grad.abs().max() > 0
 
 
-@pytest.mark.parametrize("nowhere", [FakeTensorMode, lambda: torch.device("meta")], ids=["fake", "meta"])
-def test_starts_are_looked_at_where_tensors_have_no_numbers(nowhere: Any) -> None:
+def test_starts_are_looked_at_where_tensors_have_no_numbers() -> None:
     """A layer checks its start while it is built, wherever its parameters are."""
     for preset in HyperConnectionConfig.presets():
-        with nowhere():
+        with FakeTensorMode():
             block = HyperConnection(None, 8, HyperConnectionConfig.preset(preset))
             start = block.manifold.initial(4.0)
-        assert isinstance(start, FakeTensor) or start.is_meta
-        assert start.shape == (block.manifold.num_coordinates,) and block.manifold.initial(4.0).isfinite().all()
+        assert isinstance(start, FakeTensor) and start.shape == (block.manifold.num_coordinates,)
+        assert block.manifold.initial(4.0).isfinite().all()
 
 
 def test_no_gradient_is_asked_of_coordinates() -> None:

@@ -1,4 +1,4 @@
-"""The plugin in docs/plugin-example, as somebody else meets it: built, installed, chosen by name, proved, removed."""
+"""The plugin in docs/plugin-example, as others meet it: chosen by name, and built, installed, proved, removed."""
 
 from __future__ import annotations
 
@@ -9,11 +9,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-from source_tree import PACKAGES, ROOT
+import pytest
+
+from cli_cases import run, words
+from plugin_cases import Install
+from source_tree import ROOT, build_wheel, pyproject
 
 EXAMPLE = ROOT / "docs" / "plugin-example"
+NAME = "hyperconn-example-manifolds"
+MANIFOLDS = ("circulant", "orthostochastic", "quaternion", "transportation")
 
-INSTALLED = """
+BLOCKS = re.findall(r"^```python installed\n(.*?)^```", (EXAMPLE / "README.md").read_text("utf-8"), re.M | re.S)
+USED = """
 import json, pathlib, torch
 import hyperconn, hyperconn_example_manifolds
 from hyperconn import HyperConnection, HyperConnectionConfig
@@ -25,9 +32,8 @@ for fields in ({"manifold": "transportation", "fn_std": 0.05}, {"manifold": "ide
     layer(torch.randn(3, 4, 6)).square().sum().backward()
     assert all(parameter.grad.any() for parameter in layer.parameters())
     pathlib.Path(f"{config.manifold}.json").write_text(json.dumps(config.to_dict()), encoding="utf-8")
-for module in (hyperconn, hyperconn.manifolds, hyperconn_example_manifolds):
-    print(module.__file__)
-"""
+""" + "\n".join(BLOCKS)
+FILES = "for module in (hyperconn, hyperconn.manifolds, hyperconn_example_manifolds):\n    print(module.__file__)\n"
 
 # What hyperconn itself saved also knows where a part came from.
 REMOVED = """
@@ -42,24 +48,31 @@ for name in ("transportation", "identity"):
 """
 
 
+def test_its_parts_are_found_by_name(install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process: a copy of its sources, under the entry points that it declares."""
+    project = pyproject(EXAMPLE)["project"]
+    info = install(project["name"], project["version"], entries={})
+    tables = project["entry-points"].items()
+    lines = [f"[{group}]\n" + "\n".join(f"{k} = {v}" for k, v in entries.items()) for group, entries in tables]
+    (info / "entry_points.txt").write_text("\n".join(lines), encoding="utf-8")
+    shutil.copytree(EXAMPLE / "src", info.parent, dirs_exist_ok=True)
+    shown = words(run("list"))
+    assert all(f" {name} " in shown for name in MANIFOLDS) and " broken " not in shown
+    monkeypatch.chdir(tmp_path)
+    assert BLOCKS
+    exec(USED, {})
+    assert f"provided by {NAME} 0.1.0" in words(run("show", "quaternion"))
+
+
 def environment(folder: Path) -> Path:
     """A virtual environment with hyperconn and the example, from wheels; returns its folder of commands.
 
     What they depend on is the running environment's, whose folders of packages come last on the path. Paths that are
     named in files there are not followed, so an editable hyperconn does not leak in.
     """
-    sources, generated = folder / "hyperconn-source", shutil.ignore_patterns("__pycache__", "build", "*.egg-info")
-    for package in PACKAGES:
-        shutil.copytree(ROOT / package, sources / package, ignore=generated)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, sources)
-    shutil.copytree(EXAMPLE, folder / "example", ignore=generated)
-    build = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", "wheels", "./hyperconn-source", "./example"]
-    call(sys.executable, "-m", "pip", "--quiet", *build, cwd=folder)
-
+    wheels = [build_wheel(ROOT, folder / "hyperconn-source"), build_wheel(EXAMPLE, folder / "example")]
     call(sys.executable, "-m", "venv", "--without-pip", "venv", cwd=folder)
-    commands, wheels = folder / "venv" / "bin", sorted((folder / "wheels").glob("*.whl"))
-    assert [wheel.name.split("-")[0] for wheel in wheels] == ["hyperconn", "hyperconn_example_manifolds"]
+    commands = folder / "venv" / "bin"
     # Before the other packages can be seen: pip would find a hyperconn among them.
     pip(commands, "install", "--no-deps", "--no-index", *wheels)
     (installed,) = (folder / "venv").glob("lib/python*/site-packages")
@@ -78,26 +91,21 @@ def call(*command: str | Path, cwd: Path | None = None) -> str:
     ours = ("PYTHON", "HYPERCONN", "TRITON")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     clean |= {"OMP_NUM_THREADS": "1", "COLUMNS": "200", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-    run = subprocess.run([*map(str, command)], cwd=cwd, env=clean, capture_output=True, text=True, encoding="utf-8")
-    assert run.returncode == 0, f"{command}: status {run.returncode}\n{run.stdout}\n{run.stderr}"
-    return " ".join(f"{run.stdout}\n{run.stderr}".split())
+    done = subprocess.run([*map(str, command)], cwd=cwd, env=clean, capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 0, f"{command}: status {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return " ".join(f"{done.stdout}\n{done.stderr}".split())
 
 
+@pytest.mark.exhaustive
 def test_the_life_of_a_plugin(tmp_path: Path) -> None:
     commands = environment(tmp_path)
-    python, hyperconn = commands / "python", commands / "hyperconn"
-
-    listed = call(hyperconn, "list", cwd=tmp_path)
-    for name in ("circulant", "orthostochastic", "quaternion", "transportation"):
-        assert re.search(rf" {name} \d", listed), listed
-    call(hyperconn, "verify", "transportation", "--n", "4", "--examples", "1", cwd=tmp_path)
-    blocks = re.findall(r"^```python installed\n(.*?)^```", (EXAMPLE / "README.md").read_text("utf-8"), re.M | re.S)
-    assert blocks
-    files = call(python, "-c", "\n".join([INSTALLED, *blocks]), cwd=tmp_path).split()
+    python = commands / "python"
+    assert f"provided by {NAME} 0.1.0" in " ".join(call(commands / "hyperconn", "show", "quaternion").split("│"))
+    files = call(python, "-c", USED + FILES, cwd=tmp_path).split()
     assert len(files) == 3 and all(Path(file).is_relative_to(tmp_path / "venv") for file in files), files
     passed = call(python, "-m", "pytest", "-q", cwd=tmp_path / "example")
     assert re.search(r"\b[1-9]\d* passed", passed) and "skipped" not in passed, passed
 
-    pip(commands, "uninstall", "--yes", "hyperconn-example-manifolds")
+    pip(commands, "uninstall", "--yes", NAME)
     missing = call(python, "-c", REMOVED, cwd=tmp_path)
-    assert missing.count("pip install 'hyperconn-example-manifolds==0.1.0'") == 2, missing
+    assert missing.count(f"pip install '{NAME}==0.1.0'") == 2, missing

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,6 @@ TILT = {"tilt": "extra_tilt:Tilt"}
 @pytest.fixture
 def extra(install: Install) -> Path:
     return install(entries=TILT, extra_tilt=shape_class())
-
-
-# ------------------------------------------------------------------------------------------------- found and used
 
 
 def test_a_plugin_is_used_by_its_name_and_imported_then(extra: Path) -> None:
@@ -131,9 +128,6 @@ def test_many_threads_look_up_at_once(install: Install, monkeypatch: pytest.Monk
     assert sys.imported == 1  # type: ignore[attr-defined]
 
 
-# ------------------------------------------------------------------------------------------------- whose name it is
-
-
 def test_built_in_names_and_aliases_win(install: Install) -> None:
     install(entries={"stiefel": "extra_tilt:Tilt", "MHC_lite": "extra_tilt:Tilt"}, extra_tilt="raise SystemExit")
     assert manifolds.get("stiefel") is manifolds.Stiefel and manifolds.get("mhc-lite") is manifolds.Permutation
@@ -169,10 +163,6 @@ def test_conflicts_name_everyone(install: Install, monkeypatch: pytest.MonkeyPat
     assert manifolds.provider("tilt") == Provider("Other.Extra", "2.5")
 
 
-# ------------------------------------------------------------------------------------------------- broken ones
-
-ABSTRACT = "from hyperconn.manifolds import Manifold\nclass Tilt(Manifold):\n    name = 'tilt'\n    exact = True"
-FIELDS = "from hyperconn.manifolds import Stiefel\nclass Tilt(Stiefel):\n    angle: float = 1.0"
 BROKEN = {
     "import": (
         "import a_module_that_is_not_there",
@@ -180,14 +170,11 @@ BROKEN = {
     ),
     "syntax": ("def f(:", "SyntaxError"),
     "exit": ("raise SystemExit(0)", "SystemExit: 0"),
-    "own kind": ("class Mine(BaseException): pass\nraise Mine('whatever')", "Mine: whatever"),
     "nothing there": ("", "AttributeError: module 'extra_tilt' has no attribute 'Tilt'"),
-    "other class": ("class Tilt: pass", "takes a subclass of Manifold, got <class"),
     "other kind": (shape_class(base="gates:Softmax"), "takes a subclass of Manifold, got <class"),
-    "abstract": (ABSTRACT, "is incomplete, it has to define: forward, identity_coordinates, invariants, num_coord"),
+    "abstract": ("from hyperconn.manifolds import Manifold as Tilt", "is incomplete, it has to define: .*forward"),
     "other name": (shape_class("slope"), r"register\('tilt'\): extra_tilt.Tilt calls itself name = 'slope'"),
     "no name": (shape_class().replace('"tilt"', "3"), r"calls itself name = 3"),
-    "fields": (FIELDS, r"annotates angle, .* put @dataclass\(frozen=True\) on Tilt"),
     "later version": (
         shape_class() + "    api_version = 2",
         "written for version 2 of the API of parts, this library speaks version 1: upgrade this library",
@@ -225,14 +212,6 @@ def test_entry_points_that_point_nowhere(install: Install, target: str) -> None:
         manifolds.get("tilt")
 
 
-# ------------------------------------------------------------------------------------------------- the allow-list
-
-
-def test_what_is_installed_beside_the_library_has_no_part_in_the_tests() -> None:
-    assert os.environ["HYPERCONN_PLUGINS"] == ""
-    assert all(manifolds.get(name).__module__.startswith("hyperconn.") for name in BUILT_IN)
-
-
 @pytest.mark.parametrize("value", ["extra-manifolds", " EXTRA.manifolds ,", "TILT", "nothing,tilt"])
 def test_allowed_by_distribution_or_name(install: Install, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     install("Extra.Manifolds", entries=TILT, extra_tilt=shape_class())
@@ -251,9 +230,6 @@ def test_not_allowed(extra: Path, value: str, monkeypatch: pytest.MonkeyPatch) -
     assert manifolds.get("tilt").name == "tilt"
 
 
-# ------------------------------------------------------------------------------------------------- where it is from
-
-
 def test_providers(install: Install) -> None:
     for given in ("stiefel", manifolds.Stiefel, manifolds.Stiefel(n=2)):
         assert manifolds.provider(given) == Provider("hyperconn", metadata.version("hyperconn"))
@@ -270,34 +246,15 @@ def test_providers(install: Install) -> None:
     assert manifolds.provider(by_hand) == manifolds.provider("tilt") == EXTRA and manifolds.get("tilt") is by_hand
 
 
-# ------------------------------------------------------------------------------------------------- on record
-
-FACTORS = [{"manifold": "tilt", "n": 2}, 2]
-
-
-def config_with_plugin(nested: bool) -> HyperConnectionConfig:
-    if nested:
-        return HyperConnectionConfig(manifold="kronecker", manifold_options={"factors": FACTORS})
-    return HyperConnectionConfig(manifold="tilt")
+FACTORS = {"factors": [{"manifold": "tilt", "n": 2}, 2]}
+CONFIGS = {"itself": {"manifold": "tilt"}, "a factor": {"manifold": "kronecker", "manifold_options": FACTORS}}
+every_config = pytest.mark.parametrize("fields", CONFIGS.values(), ids=CONFIGS)
 
 
-def layers(nested: bool = False) -> nn.Module:
-    return nn.ModuleList(HyperConnection(None, dim=8, config=config_with_plugin(nested)) for _ in range(3))
-
-
-MODULES = {
-    "layers": layers,
-    "a factor": lambda: layers(True),
-    "a parameter": lambda: constrain(nn.Linear(4, 4), "weight", "tilt"),
-}
-every_module = pytest.mark.parametrize("build", MODULES.values(), ids=MODULES)
-changes = pytest.mark.parametrize(("name", "version"), [("extra", "2.0"), ("fork-of-extra", "1.0")])
-
-
-@pytest.mark.parametrize("nested", [False, True], ids=["itself", "a factor"])
-@changes
-def test_a_config_knows_its_plugins(extra: Path, nested: bool, name: str, version: str) -> None:
-    config = config_with_plugin(nested)
+@every_config
+@pytest.mark.parametrize(("name", "version"), [("extra", "2.0"), ("fork-of-extra", "1.0")])
+def test_a_config_knows_its_plugins(extra: Path, fields: Any, name: str, version: str) -> None:
+    config = HyperConnectionConfig(**fields)
     table = config.to_dict()
     assert table["plugins"] == {"tilt": {"distribution": "extra", "version": "1.0"}}
     assert HyperConnectionConfig.from_dict(table) == config
@@ -310,11 +267,11 @@ def test_a_config_knows_its_plugins(extra: Path, nested: bool, name: str, versio
     assert "plugins" not in HyperConnectionConfig.from_dict(other).to_dict()
 
 
-@pytest.mark.parametrize("nested", [False, True])
+@every_config
 def test_a_missing_plugin_comes_with_the_command_that_installs_it(
-    extra: Path, nested: bool, monkeypatch: pytest.MonkeyPatch
+    extra: Path, fields: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table = config_with_plugin(nested).to_dict()
+    table = HyperConnectionConfig(**fields).to_dict()
     forget()
     monkeypatch.setenv("HYPERCONN_PLUGINS", "")
     with pytest.raises(UnknownNameError, match="HYPERCONN_PLUGINS does not allow"):
@@ -324,8 +281,8 @@ def test_a_missing_plugin_comes_with_the_command_that_installs_it(
         HyperConnectionConfig.from_dict(table)
 
 
-@pytest.mark.parametrize("config", [HyperConnectionConfig(), HyperConnectionConfig.preset("kromhc")], ids=repr)
-def test_nothing_is_recorded_of_built_ins(extra: Path, config: HyperConnectionConfig) -> None:
+def test_nothing_is_recorded_of_built_ins(extra: Path) -> None:
+    config = HyperConnectionConfig.preset("kromhc")
     assert "plugins" not in config.to_dict()
     for module in (HyperConnection(None, 8, config), constrain(nn.Linear(4, 4), "weight", "stiefel")):
         assert not any("hyperconn_plugins" in note for note in saved_and_read(module)._metadata.values())
@@ -334,22 +291,15 @@ def test_nothing_is_recorded_of_built_ins(extra: Path, config: HyperConnectionCo
 @pytest.mark.parametrize("line", ["Version: 1.0; touch owned\n", "Version: 1.0 (beta)\n"])
 def test_a_version_that_cannot_be_asked_for_is_not_recorded(extra: Path, line: str) -> None:
     (extra / "METADATA").write_text(f"Metadata-Version: 2.1\nName: extra\n{line}", encoding="utf-8")
-    config = config_with_plugin(False)
+    config = HyperConnectionConfig(manifold="tilt")
     assert HyperConnectionConfig.from_dict(config.to_dict()) == config and "plugins" not in config.to_dict()
 
 
 GOOD = {"distribution": "extra", "version": "1.0"}
 MALFORMED: list[Any] = [
-    3,
-    [],
-    {"tilt": "extra==1.0"},
-    {"tilt": {}},
-    {"tilt": {**GOOD, "more": 1}},
-    {"tilt": {**GOOD, "version": "1.0'; rm -rf '"}},
-    {"tilt": {**GOOD, "distribution": "https://example.org/x"}},
-    {"part:tilt": GOOD},
-    {3: GOOD},
-]
+    3, [], {"tilt": "extra==1.0"}, {"tilt": {}}, {"tilt": {**GOOD, "more": 1}}, {"part:tilt": GOOD}, {3: GOOD},
+    {"tilt": {**GOOD, "version": "1.0'; rm -rf '"}}, {"tilt": {**GOOD, "distribution": "https://example.org/x"}},
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("records", MALFORMED, ids=repr)
@@ -363,26 +313,29 @@ def test_malformed_records(records: Any) -> None:
         block.load_state_dict(state)
 
 
-@every_module
-@changes
-def test_checkpoints_know_their_plugins(extra: Path, build: Any, name: str, version: str) -> None:
+def layers(fields: dict[str, Any]) -> nn.Module:
+    return nn.ModuleList(HyperConnection(None, dim=8, config=HyperConnectionConfig(**fields)) for _ in range(3))
+
+
+MODULES = {
+    **{name: partial(layers, fields) for name, fields in CONFIGS.items()},
+    "a parameter": lambda: constrain(nn.Linear(4, 4), "weight", "tilt"),
+}
+
+
+@pytest.mark.parametrize("build", MODULES.values(), ids=MODULES)
+def test_checkpoints_know_their_plugins(extra: Path, build: Any) -> None:
     module = build()
     state = saved_and_read(module)
     assert [note["hyperconn_plugins"] for note in state._metadata.values() if "hyperconn_plugins" in note]
     build().load_state_dict(state)
-    reinstall(extra, name, version)
+    renamed = reinstall(extra, "fork-of-extra", "1.0")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
         module.load_state_dict(state)
     (warning,) = caught  # one for all layers
-    assert warning.category is PluginVersionWarning and f"{name} {version}" in str(warning.message)
-
-
-@every_module
-def test_checkpoints_of_a_missing_plugin(extra: Path, build: Any) -> None:
-    module = build()
-    state = saved_and_read(module)
-    (extra / "entry_points.txt").unlink()
+    assert warning.category is PluginVersionWarning and "fork-of-extra 1.0" in str(warning.message)
+    (renamed / "entry_points.txt").unlink()
     forget()
     with pytest.raises(RuntimeError, match=r"pip install 'extra==1.0'"):
         module.load_state_dict(state)
