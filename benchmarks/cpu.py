@@ -157,8 +157,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=21, help="rounds of the comparison (default 21)")
     parser.add_argument("--quick", action="store_true", help="fewer rounds, no compiled layers, no growth")
-    parser.add_argument("--compiled", nargs="*", default=EXACT, metavar="MANIFOLD", choices=list(MANIFOLDS),
-                        help="manifolds to compile as well (default: the exact ones)")  # fmt: skip
     parser.add_argument("--system-malloc", action="store_true", help="do not keep freed memory, see docs/benchmarks.md")
     options = parser.parse_args(arguments)
     if options.rounds < 1:
@@ -169,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"the machine is busy (load {others:.1f}): threads wait for each other, and the figures will scatter")
     print(f"torch {torch.__version__}; freed memory {'stays with the process' if kept else 'goes back to the system'}")
     rounds = min(options.rounds, 7) if options.quick else options.rounds
-    bars = compare_sublayers(SHAPE, rounds, [] if options.quick else options.compiled)
+    bars = compare_sublayers(SHAPE, rounds, () if options.quick else EXACT)
     if not options.quick:
         bars += growth(SHAPE, max(3, rounds // 3))
     return judge(bars)

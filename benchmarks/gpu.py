@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.metadata
+import json
 import os
+import re
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,14 +22,15 @@ from typing import Any
 
 import torch
 
+import hyperconn
 import proofs
 from harness import Bar, Contender, Refused, Shape, Subject, Verified, judge, prepare
 from hyperconn.timing import Spread
 from ours import EXACT, MANIFOLDS, layer_contender, no_branch, plain_contender, reference_contender, stack_contender
 from peers import liger_contender
 from proofs import Proof
-from records import Log, device_name, sizes
 
+ROOT = Path(__file__).resolve().parents[1]
 MAIN = Shape((16384,), streams=4, channels=4096, dtype=torch.bfloat16)
 SHAPES = (
     MAIN,
@@ -44,29 +49,83 @@ OVER_LIGER, OVER_COMPILE = 2.5, 1.5
 COMPILED = "torch.compile of the reference"
 
 
+def commit() -> str | None:
+    """The commit of this checkout, with ``+`` if files differ from it; ``HYPERCONN_COMMIT`` where there is no git."""
+    named = os.environ.get("HYPERCONN_COMMIT")
+    if named:
+        return named
+    command = ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
+    try:
+        found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    except FileNotFoundError:  # no git
+        return None
+    return found.stdout.strip() or None  # nothing where there is no repository
+
+
+def version(distribution: str) -> str | None:
+    """The installed version, or None."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def device_name(device: torch.device) -> str:
+    """What the device calls itself."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def sizes(shape: Shape) -> dict[str, Any]:
+    """What a line says of a shape."""
+    dtype = str(shape.dtype).removeprefix("torch.")
+    return {"tokens": shape.tokens, "streams": shape.streams, "channels": shape.channels, "dtype": dtype}
+
+
+class Log:
+    """Appends lines to ``<folder>/<device>.jsonl``, each with the environment; they are on disk as soon as written."""
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        self._common = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "device": device_name(device),
+            "torch": torch.__version__,
+            "triton": version("triton"),
+            "hyperconn": hyperconn.__version__,
+            "liger_kernel": version("liger-kernel"),
+            "commit": commit(),
+        }
+        name = re.sub(r"[^A-Za-z0-9]+", "-", device_name(device)).strip("-").lower()
+        self.path = folder / f"{name}.jsonl"
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def write(self, shape: Shape, contender: str, op: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        """One line, which it returns."""
+        written = {**self._common, "op": op, "contender": contender, **sizes(shape), **values}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(written, ensure_ascii=False) + "\n")
+        return written
+
+
 @dataclass(frozen=True)
 class Plan:
     """What to prove and what to time; the tests have a small one."""
 
-    shapes: Sequence[Shape] = SHAPES
-    main: Shape = MAIN
+    shapes: Sequence[Shape] = SHAPES  # the promises are for the first
     proofs: Sequence[Proof] = ()
     pairs: Sequence[tuple[str, int]] = ()
     repetitions: int = 20
     minutes: float = 8.0
     workers: int = 0
-    compiled: bool = True
 
 
-def contenders(compiled: bool = True) -> list[Contender]:
+def contenders() -> list[Contender]:
     """Everybody, the plain residual first."""
     return [
         plain_contender(no_branch),
         *(layer_contender(name, backend="triton", branch=no_branch) for name in MANIFOLDS),
         stack_contender(STACKED, branch=no_branch, sublayers=STACK),
         liger_contender(no_branch),
-        reference_contender("birkhoff", branch=no_branch, compiled=False),
-        *([reference_contender("birkhoff", branch=no_branch, compiled=True)] if compiled else []),
+        *(reference_contender("birkhoff", branch=no_branch, compiled=compiled) for compiled in (False, True)),
     ]
 
 
@@ -186,7 +245,7 @@ def time_everything(plan: Plan, device: torch.device, log: Log, deadline: float)
         print(f"  {'':<32}" + "".join(f"{op + ' ms':>22} {'of copy':>8}" for op in OPS))
         rate = {"gb_per_s": copy.median, "repetitions": copy.repetitions, "status": "timed"}
         log.write(shape, "device-to-device copy", "copy", rate)
-        for contender in contenders(plan.compiled):
+        for contender in contenders():
             result: Verified | Refused
             if time.monotonic() > deadline:
                 result = Refused(contender, shape, "out of time", f"{plan.minutes:g} minutes are over")
@@ -260,7 +319,7 @@ def run(plan: Plan, device: torch.device, folder: Path) -> int:
     log = Log(folder, device)
     found = time_everything(plan, device, log, deadline)
     print(f"\nwritten to {log.path}")
-    return judge([*proven, *bars(found, plan.main)])
+    return judge([*proven, *bars(found, plan.shapes[0])])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -31,6 +31,11 @@ class Shape:
     def tokens(self) -> int:
         return math.prod(self.batch)
 
+    @property
+    def size(self) -> tuple[int, ...]:
+        """Of the streams, ``[..., n, C]``."""
+        return (*self.batch, self.streams, self.channels)
+
     def __str__(self) -> str:
         kind = str(self.dtype).removeprefix("torch.")
         return f"{self.tokens} tokens × {self.channels} channels, n = {self.streams}, {kind}"
@@ -46,12 +51,10 @@ class Subject:
 
     Attributes:
         run: one sublayer (or ``sublayers`` of them, one after the other), ``x`` to an output of its own layout.
-        x: the input, a leaf that requires a gradient.
-        cotangent: of the output's shape, random.
+        x, cotangent: the input, a leaf that requires a gradient, and random numbers in the shape of the output.
         parameters: every tensor that gets a gradient besides x, by name.
         formula: ``(x, parameters) -> output``, differentiable, plain, for any floating dtype.
         token_axis: axis of x and of the output along which tokens are independent of each other.
-        sublayers: how many of them ``run`` holds.
     """
 
     run: Callable[[Tensor], Tensor]
@@ -79,7 +82,6 @@ class Contender:
     """Something to compare.
 
     Attributes:
-        name: unique in a table.
         kind: ``"plain"``, ``"reference"``, ``"ours"`` or ``"peer"``.
         build: makes the subject for a shape on a device; raises UnavailableError where it cannot.
         exact: ours only: the constraint holds to rounding, so the bars apply.
@@ -127,15 +129,7 @@ _PLAIN: Contexts = (nullcontext(), nullcontext())
 def prepare(
     contender: Contender, shape: Shape, device: torch.device, chunk: int = 2048, contexts: Contexts = _PLAIN
 ) -> Verified | Refused:
-    """Build a contender and check it.
-
-    Args:
-        contender: what to build.
-        shape: for which sizes.
-        device: where.
-        chunk: tokens that the float64 formula handles at a time.
-        contexts: around its forward and its backward.
-    """
+    """Build a contender and check it, the formula ``chunk`` tokens at a time; ``contexts`` are around both passes."""
     try:
         subject = contender.build(shape, device)
         errors = compare(subject, chunk, contexts)

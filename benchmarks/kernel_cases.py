@@ -1,13 +1,11 @@
-"""Every Triton kernel of the library, with a call that launches it at a realistic size.
+"""Every launch of every Triton kernel of the library at a realistic size.
 
-The tensors are on the meta device, so a call is good for recording its launches, not for running them.
+The tensors are on the meta device: launches are recorded, not run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -49,95 +47,67 @@ CONSTRAINTS: tuple[tuple[dict[str, Any], int], ...] = (
 )
 
 
-@dataclass(frozen=True)
-class KernelCase:
-    """One launcher.
+def cases(n: int, dtypes: Sequence[str] = tuple(DTYPES)) -> Iterator[tuple[str, str, list[Launch]]]:
+    """For n streams: what a table calls a launcher, the name of the dtype of the streams, and what it would run.
 
-    Attributes:
-        name: what tables call it.
-        launch: calls it for n streams of a dtype.
-        dtypes: names of the stream dtypes that make a difference to it.
-        largest_n: up to which n it exists.
+    First the streaming kernels, then the coefficient step of every constraint, which never sees the streams: it appears
+    once, as fp32.
     """
-
-    name: str
-    launch: Callable[[int, torch.dtype], object]
-    dtypes: tuple[str, ...] = tuple(DTYPES)
-    largest_n: int = 16
-
-    def launches(self, n: int, dtype: str) -> list[Launch]:
-        """What the launcher would run."""
-        with recording() as launches:
-            self.launch(n, DTYPES[dtype])
-        return launches
-
-
-def kernel_cases() -> list[KernelCase]:
-    """All of them: the coefficient step of every constraint, and the streaming kernels."""
-    found = [KernelCase(name, partial(_streaming, call)) for name, call in _STREAMING.items()]
+    for dtype in dtypes:
+        for name, call in _streaming(n, DTYPES[dtype]).items():
+            yield name, dtype, _recorded(call)
     for fields, largest_n in CONSTRAINTS:
-        words = (
-            str(word) for value in fields.values() for word in (value.values() if isinstance(value, dict) else [value])
-        )
-        name = " ".join(words)
-        for step, call in _STEPS.items():
-            # Coefficients are float32 whatever the streams are.
-            found.append(KernelCase(f"{step} {name}", partial(_step, call, fields), ("fp32",), largest_n))
-    return found
+        values = (value.values() if isinstance(value, dict) else [value] for value in fields.values())
+        part = " ".join(word for words in values for word in words)
+        for step, call in _steps(fields, n).items() if n <= largest_n else ():
+            yield f"{step} {part}", "fp32", _recorded(call)
+
+
+def _recorded(call: Callable[[], object]) -> list[Launch]:
+    with recording() as launches:
+        call()
+    return launches
 
 
 def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def _step(call: Callable[..., object], fields: dict[str, Any], n: int, dtype: torch.dtype) -> object:
+def _steps(fields: dict[str, Any], n: int) -> dict[str, Callable[[], object]]:
     layer = LayerSpec.of(HyperConnectionConfig(streams=n, **fields), CHANNELS)
-    spec = fused_spec(layer)
+    spec, pair = fused_spec(layer), layer.manifold.kernel
     if spec is None:
         raise ValueError(f"{layer.manifold!r}: no device pair; leave it out of CONSTRAINTS, or lower its largest n")
     theta, raw = _empty(TOKENS, layer.manifold.num_coordinates), _empty(TOKENS, sum(spec.sizes) + 1)
     dH, inputs = _empty(TOKENS, n, n), (raw, _empty(sum(spec.sizes)), _empty(len(spec.sizes)))
     gradients = _empty(TOKENS, n), _empty(TOKENS, n), dH
-    return call(theta, dH, layer.manifold.kernel, inputs, gradients, spec)
+    return {
+        "constrain": lambda: constrain_forward(theta, pair, n),
+        "constrain backward": lambda: constrain_backward(theta, dH, pair, n),
+        "coefficients": lambda: coefficients_forward(*inputs, spec),
+        "coefficients backward": lambda: coefficients_backward(*inputs, *gradients, spec),
+    }
 
 
-_STEPS: dict[str, Callable[..., object]] = {
-    "constrain": lambda theta, dH, pair, inputs, gradients, spec: constrain_forward(theta, pair, spec.n),
-    "constrain backward": lambda theta, dH, pair, inputs, gradients, spec: constrain_backward(theta, dH, pair, spec.n),
-    "coefficients": lambda theta, dH, pair, inputs, gradients, spec: coefficients_forward(*inputs, spec),
-    "coefficients backward": lambda theta, dH, pair, inputs, gradients, spec: coefficients_backward(
-        *inputs, *gradients, spec
-    ),
-}
-
-
-def _streaming(call: Callable[..., object], n: int, dtype: torch.dtype) -> object:
+def _streaming(n: int, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
     x, y = _empty(TOKENS, n, CHANNELS, dtype=dtype), _empty(TOKENS, CHANNELS, dtype=dtype)
+    H, w = _empty(TOKENS, n, n), _empty(TOKENS, n)
     fn = _empty(2 * n + n * n, n * CHANNELS)  # rows pre | post | an n×n residual
-    return call(x, y, _empty(TOKENS, n, n), _empty(TOKENS, n), fn, _empty(TOKENS, fn.shape[0] + 1))
-
-
-# Streams, vectors, matrices and weights of the tokens, prediction weights, and a gradient of what they predict.
-_STREAMING: dict[str, Callable[..., object]] = {
-    "project": lambda x, y, H, w, fn, draw: project(x, fn),
-    "read": lambda x, y, H, w, fn, draw: read(x, w),
-    "write": lambda x, y, H, w, fn, draw: write(x, H, w, y),
-    "write_project": lambda x, y, H, w, fn, draw: write_project(x, H, w, y, fn),
-    "write_backward": lambda x, y, H, w, fn, draw: write_backward(x, w, y),
-    "mixing_backward": lambda x, y, H, w, fn, draw: mixing_backward(x, x, y),
-    # H without a gradient, as of the manifold "identity".
-    "mixing_backward, pre alone": lambda x, y, H, w, fn, draw: mixing_backward(x, None, y),
-    "project_backward": lambda x, y, H, w, fn, draw: project_backward(x, H, x, w, y, fn, draw, True, True),
-    # Frozen prediction weights.
-    "project_backward, streams alone": lambda x, y, H, w, fn, draw: project_backward(
-        x, H, x, w, y, fn, draw, True, False
-    ),
-    # Streams that no parameter came before.
-    "project_backward, weights alone": lambda x, y, H, w, fn, draw: project_backward(
-        x, H, x, w, y, fn, draw, False, True
-    ),
-    # Coefficients that are no prediction from the streams.
-    "project_backward, no projection": lambda x, y, H, w, fn, draw: project_backward(
-        x, H, x, w, y, None, None, True, False
-    ),
-}
+    draw = _empty(TOKENS, fn.shape[0] + 1)
+    return {
+        "project": lambda: project(x, fn),
+        "read": lambda: read(x, w),
+        "write": lambda: write(x, H, w, y),
+        "write_project": lambda: write_project(x, H, w, y, fn),
+        "write_backward": lambda: write_backward(x, w, y),
+        "mixing_backward": lambda: mixing_backward(x, x, y),
+        # H without a gradient, as of the manifold "identity".
+        "mixing_backward, pre alone": lambda: mixing_backward(x, None, y),
+        "project_backward": lambda: project_backward(x, H, x, w, y, fn, draw, True, True),
+        # Frozen prediction weights.
+        "project_backward, streams alone": lambda: project_backward(x, H, x, w, y, fn, draw, True, False),
+        # Streams that no parameter came before.
+        "project_backward, weights alone": lambda: project_backward(x, H, x, w, y, fn, draw, False, True),
+        # Coefficients that are no prediction from the streams.
+        "project_backward, no projection": lambda: project_backward(x, H, x, w, y, None, None, True, False),
+    }

@@ -20,16 +20,20 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 if __name__ == "__main__":
     # An interpreted kernel cannot be compiled; the workers inherit this.
     os.environ["TRITON_INTERPRET"] = "0"
 
 import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import mangle_type
 
-if TYPE_CHECKING:
-    from hyperconn.kernels.fused.launch import Launch
+from hyperconn.kernels.fused.launch import Launch
+from kernel_cases import DTYPES, STREAM_COUNTS, cases
 
 # name -> backend, architecture, threads of a warp, and the bytes of shared memory that a program can get
 # (CUDA C++ programming guide, compute capabilities; CDNA 3 ISA, LDS)
@@ -44,12 +48,9 @@ STRICT_N = 4  # the number of streams at which nothing may spill
 
 @dataclass(frozen=True)
 class Usage:
-    """What one compiled kernel takes.
+    """What one compiled kernel takes: registers of a thread, bytes of shared memory of a program, and spills.
 
-    Attributes:
-        registers: of a thread.
-        shared: bytes of shared memory of a program.
-        spills: NVIDIA: bytes of stack and local memory of a thread; AMD: spilled registers and bytes of scratch.
+    Those are bytes of stack and local memory of a thread for NVIDIA, spilled registers and bytes of scratch for AMD.
     """
 
     registers: int
@@ -87,32 +88,14 @@ class Row:
         return "spills" if self.job.n == STRICT_N and self.usage.spills > 0 else None
 
 
-def compile_launch(launch: Launch, target: str) -> Any:
-    """Compile a recorded launch as Triton itself would for these arguments."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    signature, constants, attributes = specialise(launch, target)
-    source = ASTSource(launch.kernel, signature, constexprs=constants, attrs=attributes)
-    target_of = GPUTarget(*TARGETS[target][:-1])
-    options = {"num_warps": launch.warps(target_of.warp_size), "num_stages": launch.num_stages}
-    return triton.compile(source, target=target_of, options=options)
-
-
 def specialise(
     launch: Launch, target: str
 ) -> tuple[dict[str, str], dict[tuple[int], Any], dict[tuple[int], list[list[Any]]]]:
-    """Types, compile-time values and known facts of every argument.
+    """Types ``{name: type}``, values ``{(position,): value}`` and known facts ``{(position,): [[fact, value]]}``.
 
     A kernel launched for real is compiled for what Triton sees in its arguments: which addresses and sizes divide by
     16, which sizes are 1, and on AMD which tensors lie within 2 GiB.
-
-    Returns:
-        ``{name: type}``, ``{(position,): value}`` and ``{(position,): [[fact, value]]}``.
     """
-    from triton.runtime.jit import mangle_type
-
     given = {**launch.arguments, **launch.constants}
     signature: dict[str, str] = {}
     constants: dict[tuple[int], Any] = {}
@@ -142,8 +125,6 @@ def usage_of(compiled: Any) -> Usage:
     """Read registers and spills off the machine code."""
     if "cubin" not in compiled.asm:
         return amd_usage(compiled.asm["amdgcn"], compiled.metadata.shared)
-    import triton
-
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
@@ -176,28 +157,25 @@ def amd_usage(assembly: str, shared: int) -> Usage:
 
 
 def jobs(ns: Sequence[int], dtypes: Sequence[str], targets: Sequence[str], pattern: str = "") -> list[Job]:
-    """The matrix; a kernel that never sees the streams appears once, as fp32."""
-    from kernel_cases import kernel_cases
-
+    """The matrix."""
     return [
-        Job(case.name, n, dtype, position, launch.name, target)
-        for case in kernel_cases()
-        if re.search(pattern, case.name)
+        Job(case, n, dtype, position, launch.name, target)
         for n in ns
-        if n <= case.largest_n
-        for dtype in (dtypes if len(case.dtypes) > 1 else case.dtypes)
-        for position, launch in enumerate(case.launches(n, dtype))
+        for case, dtype, launches in cases(n, dtypes)
+        if re.search(pattern, case)
+        for position, launch in enumerate(launches)
         for target in targets
     ]
 
 
 def compile_job(job: Job) -> Row:
-    """Compile one kernel, and read what it takes."""
-    from kernel_cases import kernel_cases
-
-    (case,) = [case for case in kernel_cases() if case.name == job.case]
-    compiled = compile_launch(case.launches(job.n, job.dtype)[job.position], job.target)
-    return Row(job, usage_of(compiled))
+    """Compile one kernel as Triton itself would for these arguments, and read what it takes."""
+    launch = next(launches for case, _, launches in cases(job.n, [job.dtype]) if case == job.case)[job.position]
+    signature, constants, attributes = specialise(launch, job.target)
+    source = ASTSource(launch.kernel, signature, constexprs=constants, attrs=attributes)
+    target = GPUTarget(*TARGETS[job.target][:-1])
+    options = {"num_warps": launch.warps(target.warp_size), "num_stages": launch.num_stages}
+    return Row(job, usage_of(triton.compile(source, target=target, options=options)))
 
 
 _LOCAL = threading.local()
@@ -233,8 +211,6 @@ def line(row: Row) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Print the table; 1 if a kernel fails."""
-    from kernel_cases import DTYPES, STREAM_COUNTS
-
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--n", type=int, nargs="+", default=list(STREAM_COUNTS), help="numbers of streams")
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES), help="dtypes of the streams")

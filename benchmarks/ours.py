@@ -68,11 +68,6 @@ def subject(
     return Subject(run or module, x.requires_grad_(), cotangent, parameters, formula, len(shape.batch) - 1, sublayers)
 
 
-def streams_of(shape: Shape) -> tuple[int, ...]:
-    """The size of the streams ``[..., n, C]``."""
-    return (*shape.batch, shape.streams, shape.channels)
-
-
 @torch.no_grad()
 def randomise(layer: Any, seed: int) -> None:
     """Coefficients that differ from token to token: at the start of a training they hardly do."""
@@ -112,8 +107,6 @@ def sublayer(
         parameters: ``fn [P, nC]``, ``base [P]`` and ``scale [groups]``, in the dtype that coefficients have.
         sizes: of the coordinate groups pre | post | residual ….
         residual: residual coordinates ``[..., P_res]`` to ``H [..., n, n]``.
-        branch: F.
-        pre_eps: added to the read weights.
     """
     fn, base, scale = parameters["fn"], parameters["base"], parameters["scale"]
     wide = x.to(fn.dtype)
@@ -158,20 +151,12 @@ def _layer(name: str, backend: str, branch: Branch, shape: Shape, device: torch.
 
 
 def layer_contender(name: str, *, backend: str, branch: Branch, compiled: bool = False, label: str = "") -> Contender:
-    """One hyper-connection of this library.
-
-    Args:
-        name: a key of MANIFOLDS.
-        backend: ``"torch"`` or ``"triton"``.
-        branch: makes F.
-        compiled: wrapped in ``torch.compile(fullgraph=True)``.
-        label: the name in the tables, if not ``name``.
-    """
+    """One hyper-connection of this library; ``name`` is a key of MANIFOLDS, and the name in tables without a label."""
 
     def build(shape: Shape, device: torch.device) -> Subject:
         layer = _layer(name, backend, branch, shape, device, 0)
         run = compile_alone(layer) if compiled else layer
-        return subject(layer, streams_of(shape), shape, device, formula_of(layer), run)
+        return subject(layer, shape.size, shape, device, formula_of(layer), run)
 
     return Contender(label or name, "ours", build, name not in ITERATIVE)
 
@@ -191,7 +176,7 @@ def stack_contender(name: str, *, branch: Branch, sublayers: int) -> Contender:
                 x = one(x, {key: parameters[name] for key, name in own.items()})
             return x
 
-        return subject(stack, streams_of(shape), shape, device, formula, sublayers=sublayers)
+        return subject(stack, shape.size, shape, device, formula, sublayers=sublayers)
 
     return Contender(f"{name}, stack of {sublayers}", "ours", build, name not in ITERATIVE)
 
@@ -206,7 +191,7 @@ def reference_contender(name: str, *, branch: Branch, compiled: bool) -> Contend
         def run(x: Tensor) -> Tensor:
             return formula(x, parameters)
 
-        return subject(layer, streams_of(shape), shape, device, formula, compile_alone(run) if compiled else run)
+        return subject(layer, shape.size, shape, device, formula, compile_alone(run) if compiled else run)
 
     return Contender(f"{'torch.compile of the' if compiled else 'eager'} reference", "reference", build)
 

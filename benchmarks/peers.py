@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from harness import Contender, Shape, Subject, UnavailableError
-from ours import NORM_EPS, Branch, generator, randomise, rms_norm, streams_of, subject, sublayer
+from ours import NORM_EPS, Branch, generator, randomise, rms_norm, subject, sublayer
 
 SWEEPS = 20
 SINKHORN_EPS = 1e-6
@@ -32,9 +32,6 @@ def _randomise(module: nn.Module, std: float) -> None:
         if not name.startswith("branch"):
             shift = torch.randn(parameter.shape, device=parameter.device, generator=generator(parameter.device, 2))
             parameter += std * shift
-
-
-# ------------------------------------------------------------------------------------------ PyPI hyper-connections
 
 
 def _lucidrains_split(x: Tensor, gamma: Tensor, n: int) -> tuple[Tensor, Tensor]:
@@ -85,9 +82,6 @@ def lucidrains_contender(kind: str, branch: Branch) -> Contender:
     return Contender(f"hyper-connections {kind}", "peer", build)
 
 
-# ------------------------------------------------------------------------------------------------- transformers
-
-
 class DeepseekSublayer(nn.Module):
     """``DeepseekV4HyperConnection`` around a branch, with the write formula of the model's decoder layer."""
 
@@ -122,7 +116,7 @@ def transformers_contender(branch: Branch) -> Contender:
             own = {key: p[f"connection.{key}"] for key in ("fn", "base", "scale")}
             return _deepseek(x, own, p.get("branch.weight"), transposed=True, pre_eps=SINKHORN_EPS)
 
-        return subject(module, streams_of(shape), shape, device, formula)
+        return subject(module, shape.size, shape, device, formula)
 
     return Contender("transformers DeepseekV4", "peer", build)
 
@@ -140,9 +134,6 @@ def _deepseek(x: Tensor, p: Mapping[str, Tensor], weight: Tensor | None, *, tran
         return H.mT if transposed else H
 
     return sublayer(x, p, [n, n, n * n], residual, lambda u: rms_norm(u, weight), pre_eps)
-
-
-# -------------------------------------------------------------------------------------------------- liger-kernel
 
 
 def liger_contender(branch: Branch) -> Contender:
@@ -163,6 +154,6 @@ def liger_contender(branch: Branch) -> Contender:
             own = {"fn": p["phi"].mT, "base": p["b"], "scale": scale}
             return _deepseek(x, own, p.get("layer.weight"), transposed=False, pre_eps=0.0)
 
-        return subject(module, streams_of(shape), shape, device, formula)
+        return subject(module, shape.size, shape, device, formula)
 
     return Contender("LigerMHC", "peer", build)

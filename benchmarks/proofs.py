@@ -24,8 +24,6 @@ class Proof:
 
     Attributes:
         manifold: a key of ``ours.MANIFOLDS``.
-        shape: of the streams.
-        sublayers: 1, or the length of a stack.
         checked: False to only run it, so that its kernels are compiled.
     """
 

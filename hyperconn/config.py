@@ -17,7 +17,7 @@ from hyperconn.manifolds.core.errors import UnknownNameError, shown, unknown_nam
 from hyperconn.manifolds.core.map import Map
 from hyperconn.manifolds.core.plain_data import Options
 from hyperconn.manifolds.registry import MANIFOLDS, Registry
-from hyperconn.manifolds.registry.provenance import check_plugin_records, plugin_records, with_install_hint
+from hyperconn.manifolds.registry.provenance import check_plugin_records, install_hints, plugin_records
 from hyperconn.predictors import Layout, Predictor
 from hyperconn.presets import PRESETS
 from hyperconn.streams import COLLAPSES, EXPANDS, Collapse, Expand
@@ -323,13 +323,8 @@ class HyperConnectionConfig:
         values = dict(table)
         preset, records = values.pop("preset", None), values.pop("plugins", {})
         cls._require_known(values, ("preset", "plugins"))
-        try:
+        with install_hints(records, _WHAT):
             config = cls(**values) if preset is None else cls.preset(preset, **values)
-        except UnknownNameError as error:
-            hint = with_install_hint(error, records, _WHAT)
-            if hint is error:
-                raise
-            raise hint from error
         check_plugin_records(records, _WHAT, config._parts())
         return config
 

@@ -18,7 +18,6 @@ from hyperconn.config import HyperConnectionConfig
 from hyperconn.initialization import start_logits
 from hyperconn.kernels import steps
 from hyperconn.kernels.autocast import without_autocast
-from hyperconn.kernels.passes.mixing import write_streams
 from hyperconn.manifolds import Manifold
 from hyperconn.manifolds.registry.checkpoint_note import CheckpointNote
 from hyperconn.predictors import Start
@@ -343,8 +342,8 @@ class HyperConnection(CheckpointNote):
                         return Handover(into, into.spec, handed)
                 written = steps.write(streams, H, post, y, entered.backend)
             else:
-                y = y.reshape(-1, self.dim) if self.spec.expand.whole else y.reshape(streams.shape)
-                written = write_streams(streams, H, post, y)
+                y = y.reshape(-1, 1, self.dim) if self.spec.expand.whole else y.reshape(streams.shape)
+                written = torch.addcmul(H @ streams, post.unsqueeze(-1), y)
         batched = entered.batched(written).to(entered.dtype)
         out = batched if carried is None else DelayedStreams(batched, entered.batched(carried))
         return out if into is None else Handover(into, into.spec, into._enter(out))

@@ -17,8 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from hyperconn.kernels.passes.mixing import read_streams
-from hyperconn.manifolds.core.map import MAX_FUSED_STREAMS, Map
+from hyperconn.manifolds.core.map import Map
 from hyperconn.manifolds.registry import Registry
 
 # Share of the preferred stream at the start: enough to break the symmetry of the streams, little enough to leave the
@@ -76,7 +75,7 @@ class Gate(Map):
 
     def read(self, x: Tensor, weights: Tensor) -> Tensor:
         """``u [T, C]`` from streams ``x [T, n, C]`` and ``weights [T, *value_shape]``: the weighted sum."""
-        return read_streams(x, weights)
+        return (weights.unsqueeze(-2) @ x).squeeze(-2)
 
     @classmethod
     def examples(cls) -> tuple[Any, ...]:
@@ -114,9 +113,8 @@ class Sigmoid(_SigmoidGate):
     def inverse(self, weights: Tensor) -> Tensor:
         return _logit(weights)
 
-    @property
-    def kernel(self) -> Any | None:
-        return _device_pair("SIGMOID", self.n)
+    def device_pair(self) -> Any:
+        return _pairs().SIGMOID
 
 
 @register("double_sigmoid")
@@ -132,9 +130,8 @@ class DoubleSigmoid(_SigmoidGate):
     def inverse(self, weights: Tensor) -> Tensor:
         return _logit(weights / 2)
 
-    @property
-    def kernel(self) -> Any | None:
-        return _device_pair("DOUBLE_SIGMOID", self.n)
+    def device_pair(self) -> Any:
+        return _pairs().DOUBLE_SIGMOID
 
 
 @register("softmax")
@@ -151,9 +148,8 @@ class Softmax(Gate):
     def inverse(self, weights: Tensor) -> Tensor:
         return weights.log()
 
-    @property
-    def kernel(self) -> Any | None:
-        return _device_pair("SOFTMAX", self.n)
+    def device_pair(self) -> Any:
+        return _pairs().SOFTMAX
 
 
 @register("linear")
@@ -172,9 +168,8 @@ class Linear(Gate):
     def read_weights(self, stream: int) -> Tensor:
         return torch.eye(self.n, dtype=torch.float64)[stream]
 
-    @property
-    def kernel(self) -> Any | None:
-        return _device_pair("LINEAR", self.n)
+    def device_pair(self) -> Any:
+        return _pairs().LINEAR
 
 
 @dataclass(frozen=True)
@@ -201,9 +196,8 @@ class RowSoftmax(_SquareGate):
     def inverse(self, weights: Tensor) -> Tensor:
         return weights.log().expand(self.n, self.n).flatten()
 
-    @property
-    def kernel(self) -> Any | None:
-        return _device_pair("ROW_SOFTMAX", self.n)
+    def device_pair(self) -> Any:
+        return _pairs().ROW_SOFTMAX
 
 
 @register("column_softmax")
@@ -220,9 +214,8 @@ class ColumnSoftmax(_SquareGate):
     def inverse(self, weights: Tensor) -> Tensor:
         return weights.log()[:, None].expand(self.n, self.n).flatten()
 
-    @property
-    def kernel(self) -> Any | None:
-        return _device_pair("COLUMN_SOFTMAX", self.n)
+    def device_pair(self) -> Any:
+        return _pairs().COLUMN_SOFTMAX
 
 
 @register("matrix")
@@ -249,15 +242,13 @@ class Matrix(_SquareGate):
         return torch.ones(self.n, dtype=torch.float64)
 
     def read(self, x: Tensor, weights: Tensor) -> Tensor:
-        return read_streams(x, weights).flatten(-2)
+        return (weights.mT @ x).flatten(-2)
 
 
 BUILT_IN: tuple[type[Gate], ...] = (Sigmoid, DoubleSigmoid, Softmax, Linear, RowSoftmax, ColumnSoftmax, Matrix)
 
 
-def _device_pair(name: str, n: int) -> Any | None:
-    if n > MAX_FUSED_STREAMS:
-        return None
+def _pairs() -> Any:
     from hyperconn.kernels.fused.maps import gates  # here and not above: nothing but the fused kernels may need triton
 
-    return getattr(gates, name)
+    return gates

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hyperconn.gates import Sigmoid
 from hyperconn.kernels.autocast import without_autocast
-from hyperconn.kernels.passes.mixing import mean_square_projection, read_streams
+from hyperconn.kernels.passes.normalisation import inverse_rms
 from hyperconn.manifolds.core.errors import unknown_name
 
 # ---------------------------------------------------------------------------------------------------------- expanding
@@ -173,7 +173,7 @@ class Pre(Collapse):
         streams, pre = x
         wide = torch.promote_types(streams.dtype, pre.dtype)
         with without_autocast(streams.device):
-            return read_streams(streams.to(wide), pre.to(wide)).to(streams.dtype)
+            return (pre.to(wide).unsqueeze(-2) @ streams.to(wide)).squeeze(-2).to(streams.dtype)
 
 
 @dataclass(frozen=True)
@@ -285,9 +285,12 @@ class HyperConnectionHead(nn.Module):
         dtype = torch.promote_types(torch.promote_types(x.dtype, self.hc_fn.dtype), torch.float32)
         with without_autocast(x.device):
             wide = x.to(dtype)
-            z = mean_square_projection(wide, self.hc_fn.to(dtype), self.norm_eps)
+            flat = wide.flatten(-2)
+            square_sum = torch.linalg.vecdot(flat, flat).unsqueeze(-1)
+            z = nn.functional.linear(flat, self.hc_fn.to(dtype))
+            z = z * inverse_rms(square_sum, flat.shape[-1], self.norm_eps)
             pre = self.gate(self.hc_scale.to(dtype) * z + self.hc_base.to(dtype)) + self.pre_eps
-            return read_streams(wide, pre).to(x.dtype)
+            return self.gate.read(wide, pre).to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, streams={self.streams}"

@@ -8,18 +8,14 @@ from hyperconn.kernels.maps.cayley import cayley_inverse, polish_orthogonal, sat
 from hyperconn.kernels.maps.layout import entries_together, tokens_together
 from hyperconn.kernels.maps.rounding import round_to_doubly_stochastic
 from hyperconn.kernels.maps.sinkhorn import sinkhorn
-from hyperconn.kernels.passes.mixing import mean_square_projection, read_streams, write_streams
 
 __all__ = [
     "cayley_inverse",
     "entries_together",
-    "mean_square_projection",
     "polish_orthogonal",
-    "read_streams",
     "round_to_doubly_stochastic",
     "saturate",
     "sinkhorn",
     "skew",
     "tokens_together",
-    "write_streams",
 ]

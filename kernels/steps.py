@@ -43,12 +43,9 @@ class Projected(NamedTuple):
 
 
 def project(x: Tensor, fn: Tensor | None, backend: str) -> Projected:
-    """Start a hyper-connection.
+    """Start a hyper-connection with ``x [T, n, C]``, contiguous, and the prediction weights ``fn [P, n·C]``.
 
-    Args:
-        x: ``[T, n, C]``, contiguous.
-        fn: ``[P, n·C]`` prediction weights, or None if the coefficients do not come from a projection.
-        backend: ``"torch"`` or ``"triton"``.
+    ``fn`` is None if the coefficients do not come from a projection; ``backend`` is ``"torch"`` or ``"triton"``.
     """
     if not _tracked(x, fn):
         # A view, which without autograd is no part of the graph of x, whatever `write` is called under later.
@@ -58,12 +55,9 @@ def project(x: Tensor, fn: Tensor | None, backend: str) -> Projected:
 
 
 def read(start: Projected, pre: Tensor, H: Tensor, backend: str) -> tuple[Tensor, Tensor]:
-    """The streams for ``write``, and ``u = preᵀ x [T, C]``.
+    """The streams for ``write``, and ``u = preᵀ x [T, C]``, from what ``project`` returned.
 
-    Args:
-        start: what ``project`` returned.
-        pre: ``[T, n]``.
-        H: ``[T, n, n]``, which ``write`` will apply: its gradient is formed here.
+    With ``pre [T, n]``, and the ``H [T, n, n]`` that ``write`` will apply: its gradient is formed here.
     """
     if start.slots is None and not _tracked(pre, H):
         return start.alias, _passes(backend).read(start.x, pre)

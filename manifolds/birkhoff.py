@@ -11,20 +11,9 @@ from torch import Tensor
 from hyperconn.kernels import entries_together, round_to_doubly_stochastic, sinkhorn
 from hyperconn.manifolds.core.invariants import DOUBLY_STOCHASTIC, Invariant, column_sums, nonnegative, row_sums
 from hyperconn.manifolds.core.manifold import Manifold
-from hyperconn.manifolds.core.map import MAX_FUSED_STREAMS
 from hyperconn.manifolds.core.options import require_choice, require_int, require_number
-from hyperconn.manifolds.core.symmetries import (
-    Symmetry,
-    columns_shifted,
-    on_entries,
-    relabelled,
-    rows_shifted,
-    transposed,
-)
+from hyperconn.manifolds.core.symmetries import Action, Symmetry, on_entries, relabelled, transposed
 from hyperconn.manifolds.registry import register
-
-# exp(-64) vanishes beside 1 in float64, so these logits are the identity to rounding in every dtype.
-_FAR = 64.0
 
 # After so many sweeps of moderate logits (standard deviation below 1) the limit is reached.
 _CONVERGED = 200
@@ -141,9 +130,8 @@ class Birkhoff(Manifold):
 
     @property
     def symmetries(self) -> tuple[Symmetry, ...]:
-        first, other = columns_shifted, rows_shifted
-        if self.first_axis == "rows":
-            first, other = other, first
+        shifts: tuple[Action, Action] = (lambda L, draw: L + draw[0]), (lambda L, draw: L + draw[1, :, None])
+        first, other = shifts if self.first_axis == "columns" else reversed(shifts)
         found = [Symmetry("relabelling", "m(P L Pᵀ) = P m(L) Pᵀ", on_entries(relabelled), relabelled)]
         if self.eps == 0.0 or self.eps_mode == "softmax":
             found.append(Symmetry("first_shift", "constants along the first axis change nothing", on_entries(first)))
@@ -152,12 +140,8 @@ class Birkhoff(Manifold):
             found.append(Symmetry("transposition", "m(Lᵀ) = m(L)ᵀ", on_entries(transposed), transposed))
         return tuple(found)
 
-    @property
-    def kernel(self) -> Any | None:
-        """The device pair; None for n > 16, and for the unrolled gradient of more than 32 iterations."""
-        if self.n > MAX_FUSED_STREAMS:
-            return None
-        # Here and not above: nothing but the fused kernels may need triton.
+    def device_pair(self) -> Any | None:
+        """The device pair; None for the unrolled gradient of more than 32 iterations."""
         from hyperconn.kernels.fused.maps.sinkhorn import sinkhorn_pair
 
         return sinkhorn_pair(
@@ -168,9 +152,6 @@ class Birkhoff(Manifold):
             implicit=self.gradient == "implicit",
             rounded=self.finish == "round",
         )
-
-    def identity_coordinates(self) -> Tensor:
-        return self.initial_coordinates(_FAR)
 
     @property
     def contains_identity(self) -> bool:

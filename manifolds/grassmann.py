@@ -10,9 +10,8 @@ from torch import Tensor
 
 from hyperconn.manifolds.core.invariants import Invariant, idempotent, non_expansive, spectral_norm, symmetric, trace
 from hyperconn.manifolds.core.manifold import Manifold
-from hyperconn.manifolds.core.map import MAX_FUSED_STREAMS
 from hyperconn.manifolds.core.options import require_int
-from hyperconn.manifolds.core.rotations import LARGEST_SKEW, cayley
+from hyperconn.manifolds.core.rotations import cayley
 from hyperconn.manifolds.core.symmetries import Symmetry
 from hyperconn.manifolds.registry import register
 
@@ -31,10 +30,7 @@ class Grassmann(Manifold):
     **Exactness**: exact to rounding for any finite coordinates.
 
     Options:
-        p: rank, between 1 and n; default ``max(1, n // 2)``.
-
-    Raises:
-        ValueError: p outside its range.
+        p: rank, between 1 and n, else ValueError; default ``max(1, n // 2)``.
 
     Source: the rank-p variant of JPmHC, arXiv 2602.18308.
 
@@ -75,14 +71,10 @@ class Grassmann(Manifold):
     def contains_identity(self) -> bool:
         return self.rank == self.n
 
-    @property
-    def kernel(self) -> Any | None:
-        if self.n > MAX_FUSED_STREAMS:
-            return None
-        # Here and not above: nothing but the fused kernels may need triton.
+    def device_pair(self) -> Any | None:
         from hyperconn.kernels.fused.maps.grassmann import grassmann_pair
 
-        return grassmann_pair(self.rank, (LARGEST_SKEW[torch.float32], LARGEST_SKEW[torch.float64]))
+        return grassmann_pair(self.rank)
 
     def forward(self, theta: Tensor) -> Tensor:
         p = self.rank

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from hyperconn.manifolds.core.invariants import DOUBLY_STOCHASTIC, is_identity, non_expansive, orthogonal
 from hyperconn.manifolds.core.manifold import Manifold
-from hyperconn.manifolds.core.map import MAX_FUSED_STREAMS
 from hyperconn.manifolds.registry import register
 
 
@@ -35,11 +34,7 @@ class Identity(Manifold):
     norm_bound = 1.0
     num_coordinates = 0
 
-    @property
-    def kernel(self) -> Any | None:
-        if self.n > MAX_FUSED_STREAMS:
-            return None
-        # Here and not above: nothing but the fused kernels may need triton.
+    def device_pair(self) -> Any | None:
         from hyperconn.kernels.fused.maps.trivial import IDENTITY
 
         return IDENTITY

@@ -16,7 +16,7 @@ from hyperconn.manifolds.core.errors import shown
 from hyperconn.manifolds.core.factorisation import Misfit, kronecker_product, nearest_factors
 from hyperconn.manifolds.core.invariants import Invariant
 from hyperconn.manifolds.core.manifold import Manifold
-from hyperconn.manifolds.core.map import MAX_FUSED_STREAMS, MAX_STREAMS
+from hyperconn.manifolds.core.map import MAX_STREAMS
 from hyperconn.manifolds.core.plain_data import MAX_DEPTH, require_small
 from hyperconn.manifolds.identity import Identity
 from hyperconn.manifolds.permutation import MAX_N, Permutation
@@ -24,11 +24,7 @@ from hyperconn.manifolds.registry import make, register
 
 
 def prime_factors(n: int) -> tuple[int, ...]:
-    """Primes of n in ascending order; empty for 1.
-
-    >>> prime_factors(12)
-    (2, 2, 3)
-    """
+    """Primes of n in ascending order; empty for 1."""
     factors, p = [], 2
     while n > 1:
         while n % p == 0:
@@ -167,13 +163,11 @@ class Kronecker(Manifold):
             H, start = torch.cat(rows, -2), start + part.num_coordinates
         return H
 
-    @property
-    def kernel(self) -> Any | None:
-        """The device pair; None for n > 16, and with factors other than permutation mixtures."""
+    def device_pair(self) -> Any | None:
+        """The device pair; None with factors other than permutation mixtures."""
         parts = [part for part in self.parts if part != Identity(n=1)]  # which changes nothing
-        if self.n > MAX_FUSED_STREAMS or any(type(part) is not Permutation for part in parts):
+        if any(type(part) is not Permutation for part in parts):
             return None
-        # Here and not above: nothing but the fused kernels may need triton.
         from hyperconn.kernels.fused.maps.kronecker import kronecker_pair
 
         return kronecker_pair([part.n for part in parts])

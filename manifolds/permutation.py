@@ -18,7 +18,6 @@ from hyperconn.manifolds.core.symmetries import Symmetry, relabelled, relabellin
 from hyperconn.manifolds.registry import register
 
 MAX_N = 6
-_FAR = 64.0  # exp(-64) · 6! vanishes beside 1 in float64
 
 
 def permutation_matrices(n: int) -> Tensor:
@@ -106,15 +105,10 @@ class Permutation(Manifold):
             Symmetry("shift", "m(θ + c) = m(θ)", lambda theta, draw: theta + draw[0, 0]),
         )
 
-    @property
-    def kernel(self) -> Any:
-        # Here and not above: nothing but the fused kernels may need triton.
+    def device_pair(self) -> Any:
         from hyperconn.kernels.fused.maps.kronecker import kronecker_pair
 
         return kronecker_pair([self.n])
-
-    def identity_coordinates(self) -> list[float]:
-        return self.initial_coordinates(_FAR)
 
     def initial_coordinates(self, sharpness: float) -> list[float]:
         return [0.0] + [-sharpness] * (self.num_coordinates - 1)

@@ -20,10 +20,8 @@ from hyperconn.manifolds.core.invariants import (
     spectral_norm,
 )
 from hyperconn.manifolds.core.manifold import Manifold
-from hyperconn.manifolds.core.map import MAX_FUSED_STREAMS
 from hyperconn.manifolds.core.options import require_bool, require_number
 from hyperconn.manifolds.core.rotations import (
-    LARGEST_SKEW,
     cayley,
     cayley_reference,
     cayley_signature,
@@ -34,7 +32,6 @@ from hyperconn.manifolds.core.rotations import (
 from hyperconn.manifolds.core.symmetries import Symmetry, transposed
 from hyperconn.manifolds.registry import register
 
-_FAR = 64.0  # tanh(64) is 1 in float64
 # Up to this n one product for all tokens with the n²×(n−1)² matrix Z ⊗ Z is faster than two small ones for each.
 _SMALL = 8
 
@@ -121,15 +118,10 @@ class SpectralSphere(Manifold):
         sums = (row_sums, column_sums) if self.preserve_mean else ()
         return (*sums, *((orthogonal,) if self.isometric else ()), spectral_norm, non_expansive)
 
-    @property
-    def kernel(self) -> Any | None:
-        if self.n > MAX_FUSED_STREAMS:
-            return None
-        # Here and not above: nothing but the fused kernels may need triton.
+    def device_pair(self) -> Any | None:
         from hyperconn.kernels.fused.maps.spectral_sphere import spectral_sphere_pair
 
-        largest = LARGEST_SKEW[torch.float32], LARGEST_SKEW[torch.float64]
-        return spectral_sphere_pair(float(self.gamma), self.isometric, self.preserve_mean, largest)
+        return spectral_sphere_pair(float(self.gamma), self.isometric, self.preserve_mean)
 
     def _split(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         angles = self._core * (self._core - 1) // 2
@@ -178,9 +170,6 @@ class SpectralSphere(Manifold):
             return torch.cat([v, u, s], -1)
 
         return (Symmetry("transposition", "m(v, u, s) = m(u, v, s)ᵀ", exchange, transposed),)
-
-    def identity_coordinates(self) -> list[float]:
-        return self.initial_coordinates(_FAR)
 
     def initial_coordinates(self, sharpness: float) -> list[float]:
         singular = dict(self.coordinate_groups).get("s", 0)

@@ -11,9 +11,8 @@ from torch import Tensor
 from hyperconn.kernels import cayley_inverse, skew
 from hyperconn.manifolds.core.invariants import non_expansive, orthogonal, spectral_norm
 from hyperconn.manifolds.core.manifold import Manifold
-from hyperconn.manifolds.core.map import MAX_FUSED_STREAMS
 from hyperconn.manifolds.core.options import require_choice, require_int, require_number
-from hyperconn.manifolds.core.rotations import LARGEST_SKEW, cayley, cayley_reference, skew_coordinates, skew_reference
+from hyperconn.manifolds.core.rotations import cayley, cayley_reference, skew_coordinates, skew_reference
 from hyperconn.manifolds.core.symmetries import Symmetry, relabelled, transposed
 from hyperconn.manifolds.registry import register
 
@@ -27,18 +26,16 @@ class Stiefel(Manifold):
 
     **Map**: the n(n−1)/2 coordinates are the strict upper triangle of a skew matrix A, row by row, and
     :math:`H = (I + A)^{-1}(I - A)`. With ``generator="full"`` they are the n² entries of a matrix W, row by row, and
-    :math:`A = (W - W^\top)/2`: so many JPmHC predicts. The identity is θ = 0, exactly. The eigenvalue −1 is reached
-    only in the limit of infinite coordinates.
+    :math:`A = (W - W^\top)/2`: so many JPmHC predicts. The identity is θ = 0, exactly.
 
     **Exactness**: ``method="cayley"`` is exact to rounding for any finite coordinates. ``method="iterative"``
-    is the paper's fixed-point iteration ``Y ← I + (α/2) W (I + Y)`` from ``Y = I + αW``, with α = ``alpha`` and
-    ``steps`` steps; it is **not exact** (``HᵀH`` is off by up to 8e-4, 0.011 and 0.6 for 4×4 coordinates of
-    standard deviation 0.5, 1 and 4), and approaches the exact map at ``A = −(α/2) W``.
+    is the paper's fixed-point iteration ``Y ← I + (α/2) W (I + Y)`` from ``Y = I + αW``; it is **not exact** (``HᵀH``
+    is off by up to 8e-4, 0.011 and 0.6 for 4×4 coordinates of standard deviation 0.5, 1 and 4).
 
     Options:
         generator: what the coordinates are, ``"upper"`` or ``"full"``.
         method: ``"cayley"`` or ``"iterative"``.
-        alpha, steps: of the iterative method only.
+        alpha, steps: α and the number of steps, of the iterative method only.
 
     Raises:
         ValueError: an option outside its range.
@@ -110,17 +107,13 @@ class Stiefel(Manifold):
             Symmetry("transposition", "m(−A) = m(A)ᵀ", lambda theta, draw: -theta, transposed),
         )
 
-    @property
-    def kernel(self) -> Any | None:
-        if self.n > MAX_FUSED_STREAMS:
-            return None
-        # Here and not above: nothing but the fused kernels may need triton.
+    def device_pair(self) -> Any | None:
         from hyperconn.kernels.fused.maps.stiefel import iterative_pair, stiefel_pair
 
         full = self.generator == "full"
         if self.method == "iterative":
             return iterative_pair(float(self.alpha), self.steps, full)
-        return stiefel_pair((LARGEST_SKEW[torch.float32], LARGEST_SKEW[torch.float64]), full)
+        return stiefel_pair(full)
 
     def _skew(self, theta: Tensor) -> Tensor:
         if self.generator == "upper":

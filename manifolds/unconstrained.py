@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from hyperconn.manifolds.core.manifold import Manifold
-from hyperconn.manifolds.core.map import MAX_FUSED_STREAMS
 from hyperconn.manifolds.registry import register
 
 
@@ -38,11 +37,7 @@ class Unconstrained(Manifold):
     def num_coordinates(self) -> int:
         return self.n**2
 
-    @property
-    def kernel(self) -> Any | None:
-        if self.n > MAX_FUSED_STREAMS:
-            return None
-        # Here and not above: nothing but the fused kernels may need triton.
+    def device_pair(self) -> Any | None:
         from hyperconn.kernels.fused.maps.trivial import UNCONSTRAINED
 
         return UNCONSTRAINED

@@ -19,7 +19,6 @@ import harness
 import ours
 import peers
 import proofs
-import records
 from fused_cases import DEVICE
 from harness import Bar, Contender, Refused, Shape, Subject, UnavailableError, Verified, judge, prepare
 from hyperconn.manifolds import Kronecker
@@ -197,7 +196,7 @@ def test_floors_are_those_of_the_design() -> None:
 
 def test_gpu_bars() -> None:
     found = [
-        {"contender": name, "op": op, "median_ms": ms, "fraction_of_copy": fraction, **records.sizes(SMALL)}
+        {"contender": name, "op": op, "median_ms": ms, "fraction_of_copy": fraction, **gpu.sizes(SMALL)}
         for name, op, ms, fraction in (
             ("stiefel", "forward", 1.0, 0.86),
             ("stiefel", "backward", 2.0, 0.74),
@@ -231,11 +230,11 @@ FIELD = [
 def test_gpu_run_from_proofs_to_bars(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(gpu, "contenders", lambda compiled: FIELD)
+    monkeypatch.setattr(gpu, "contenders", lambda: FIELD)
     monkeypatch.setenv("HYPERCONN_COMMIT", "abc")
     shape, proof = Shape((3, 1), 2, 8), proofs.Proof("identity", Shape((3,), 2, 8))
     cases = [proof, dataclasses.replace(proof, checked=False)]
-    plan = gpu.Plan(shapes=[shape], main=shape, proofs=cases, pairs=[("identity", 2)], repetitions=1)
+    plan = gpu.Plan(shapes=[shape], proofs=cases, pairs=[("identity", 2)], repetitions=1)
     status = gpu.run(plan, torch.device(DEVICE), tmp_path)
     printed = capsys.readouterr().out
     assert "1 sublayers and stacks and 1 device pairs" in printed and "0 failures" in printed
@@ -259,9 +258,9 @@ def test_gpu_run_from_proofs_to_bars(
 
 
 def test_what_comes_too_late_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "contenders", lambda compiled: FIELD)
-    log = records.Log(tmp_path, CPU)
-    assert gpu.time_everything(gpu.Plan(shapes=[SMALL], main=SMALL, repetitions=1), CPU, log, deadline=0.0) == []
+    monkeypatch.setattr(gpu, "contenders", lambda: FIELD)
+    log = gpu.Log(tmp_path, CPU)
+    assert gpu.time_everything(gpu.Plan(shapes=[SMALL], repetitions=1), CPU, log, deadline=0.0) == []
     statuses = [json.loads(text)["status"] for text in log.path.read_text(encoding="utf-8").splitlines()]
     assert statuses == ["timed", "out of time", "out of time", "out of time"]
 
@@ -288,8 +287,8 @@ def test_a_proof_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_commits_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(records, "ROOT", tmp_path)
+    monkeypatch.setattr(gpu, "ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     for named in ("", "1234"):
         monkeypatch.setenv("HYPERCONN_COMMIT", named)
-        assert records.commit() == (named or None)
+        assert gpu.commit() == (named or None)

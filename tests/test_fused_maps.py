@@ -193,7 +193,7 @@ def test_saturated_skew_matrices() -> None:
     cap = 1.5
     theta = torch.tensor([[0.5, -1.0, 1.4], [3.0, -1.0, 0.2], [2.0, -2.0, 0.3]], dtype=EXACT_DTYPE, device=DEVICE)
     dH = torch.randn(3, 3, 3, dtype=EXACT_DTYPE, device=DEVICE)
-    pair = stiefel_pair((cap, cap))
+    pair = stiefel_pair(False, (cap, cap))
 
     def reference(theta: Tensor) -> Tensor:
         A = saturate(skew(theta, 3), cap)

@@ -23,13 +23,12 @@ from source_tree import ROOT
 
 def test_every_kernel_is_in_the_report_and_every_size_launches() -> None:
     """Kernels are the jit functions called `…_kernel`; the others are device functions, which these call."""
-    cases = kernel_cases.kernel_cases()
-    assert len({case.name for case in cases}) == len(cases)
     names = {}
     for n in kernel_cases.STREAM_COUNTS:
-        launches = [case.launches(n, case.dtypes[0]) for case in cases if n <= case.largest_n]
-        assert all(launches), n
-        names[n] = {launch.name for case in launches for launch in case}
+        found = list(kernel_cases.cases(n))
+        assert len({(case, dtype) for case, dtype, _ in found}) == len(found)
+        assert all(launches for *_, launches in found), n
+        names[n] = {launch.name for *_, launches in found for launch in launches}
     assert names[4] == proofs.every_kernel() and len(names[4]) > 8
 
 
@@ -66,7 +65,6 @@ def test_figures_are_read_and_none_are_made_up() -> None:
 # What stands in for kernel_cases.py: one kernel that is fine, and three that are not.
 EXAMPLES = '''
 import multiprocessing, os
-from types import SimpleNamespace
 import torch, triton, triton.language as tl
 from hyperconn.kernels.fused.launch import Launch
 
@@ -82,16 +80,15 @@ def center(x_ptr, y_ptr, size, BLOCK: tl.constexpr):
 def nonsense(x_ptr, y_ptr, size, BLOCK: tl.constexpr):
     tl.store(y_ptr, undefined_name)
 
-def case(name, kernel, block=128):
-    def launches(n, dtype):
+def cases(n, dtypes):
+    x = torch.empty(1000, device="meta")
+    for name, kernel, block in (
+        ("good", center, 128), ("spill", center, 8192), ("nonsense", nonsense, 128), ("crash", center, 128)
+    ):
         if name == "crash" and multiprocessing.parent_process():
             os._exit(3)
-        x = torch.empty(1000, device="meta")
-        return [Launch(kernel, (1,), {"x_ptr": x, "y_ptr": x, "size": 1000}, {"BLOCK": block}, num_warps=1)]
-    return SimpleNamespace(name=name, launches=launches, dtypes=("fp32",), largest_n=4)
-
-def kernel_cases():
-    return [case("good", center), case("spill", center, 8192), case("nonsense", nonsense), case("crash", center)]
+        given = {"x_ptr": x, "y_ptr": x, "size": 1000}
+        yield name, "fp32", [Launch(kernel, (1,), given, {"BLOCK": block}, num_warps=1)]
 '''  # fmt: skip
 
 

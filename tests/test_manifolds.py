@@ -141,8 +141,11 @@ def not_numbers(name: str, option: str) -> list[Case]:
 
 
 BAD: list[Case] = [
-    *((name, {"n": 0}, ValueError, "n must be at least 1 stream, got n=0") for name in manifolds.available()),
-    *((name, {"n": 1025}, ValueError, "n must be at most 1024 streams, got n=1025") for name in manifolds.available()),
+    *((name, {"n": 0}, ValueError, "n must be at least 1 and at most 1024, got 0") for name in manifolds.available()),
+    *(
+        (name, {"n": 1025}, ValueError, "n must be at least 1 and at most 1024, got 1025")
+        for name in manifolds.available()
+    ),
     *((name, {"n": 2.0}, TypeError, "n must be an int, got 2.0") for name in manifolds.available()),
     *((name, {"n": True}, TypeError, "n must be an int, got True") for name in manifolds.available()),
     ("birkhoff", {"n": 4, "iterations": 0}, ValueError, "iterations must be at least 1 .*, got 0"),

@@ -19,7 +19,7 @@ from hyperconn.kernels.fused.coefficient_kernels import (
     _coefficients_forward_kernel,
     _parameter_sums_kernel,
 )
-from hyperconn.kernels.fused.launch import Launch
+from hyperconn.kernels.fused.launch import launch
 from hyperconn.kernels.fused.library import register
 from hyperconn.kernels.fused.pair import pair_named
 from hyperconn.kernels.fused.second_order import refuse_forward_mode, refuse_second_derivatives
@@ -78,10 +78,9 @@ def fused_coefficients(
     """Read weights, write weights and residual matrix of every token; differentiable once.
 
     Args:
-        raw: ``[T, P + 1]`` float32: the projections ``vec x · fnᵀ``, in the last column the square sum of vec x. In
+        raw: ``[T, P + 1]``: the projections ``vec x · fnᵀ``, in the last column the square sum of vec x. float32; in
             Triton's interpreter also float64.
-        base: ``[P]`` of the same dtype and device.
-        scale: ``[G]``, likewise: one factor for each of ``spec.sizes``.
+        base, scale: ``[P]``, and ``[G]``, one factor for each of ``spec.sizes``; dtype and device of raw.
         spec: everything else that stays.
         post_gain: factor of the write weights; another one compiles nothing.
 
@@ -129,16 +128,14 @@ def coefficients_forward(
     """``(pre [T, n], post [T, n], H [T, n, n])`` of ``raw [T, P + 1]``; see ``fused_coefficients``."""
     _check(raw, base, scale, spec)
     T, n = raw.shape[0], spec.n
-    outputs = {"pre_ptr": raw.new_empty(T, n), "post_ptr": raw.new_empty(T, n), "H_ptr": raw.new_empty(T, n, n)}
+    pre, post, H = raw.new_empty(T, n), raw.new_empty(T, n), raw.new_empty(T, n, n)
     constants = _constants(spec, "forward")
-    Launch(
-        _coefficients_forward_kernel,
-        (triton.cdiv(T, constants["BT"]),),
-        {**_inputs(raw, base, scale, spec, post_gain), **outputs},
-        {**constants, "PRE_EPS": spec.pre_eps, "POST_EPS": spec.post_eps},
-        num_warps=_warps(spec),
-    ).run()
-    return outputs["pre_ptr"], outputs["post_ptr"], outputs["H_ptr"]
+    launch(
+        _coefficients_forward_kernel, (triton.cdiv(T, constants["BT"]),),
+        raw.contiguous(), base.contiguous(), scale.contiguous(), pre, post, H, T, spec.width, float(post_gain),
+        PRE_EPS=spec.pre_eps, POST_EPS=spec.post_eps, **constants,
+    )  # fmt: skip
+    return pre, post, H
 
 
 def coefficients_backward(
@@ -151,15 +148,9 @@ def coefficients_backward(
     spec: CoefficientSpec,
     post_gain: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``(draw [T, P + 1], dbase [P], dscale [G])`` from the gradients of the three results.
+    """``(draw [T, P + 1], dbase [P], dscale [G])`` from ``dpre``, ``dpost [T, n]`` and ``dH [T, n, n]``.
 
-    Two runs give the same bits: each program leaves its sums over tokens in memory, and they are added in a fixed
-    order.
-
-    Args:
-        raw, base, scale, spec, post_gain: as for ``fused_coefficients``.
-        dpre, dpost: ``[T, n]``.
-        dH: ``[T, n, n]``.
+    Two runs give the same bits: programs leave their sums over tokens in memory, and they are added in a fixed order.
     """
     _check(raw, base, scale, spec)
     T, P = raw.shape[0], spec.coordinates
@@ -169,71 +160,40 @@ def coefficients_backward(
     tiles = max(1, triton.cdiv(T, constants["BT"] * _MOST_PROGRAMS))
     programs = triton.cdiv(T, constants["BT"] * tiles)
     partial = raw.new_empty(programs, 2, P)
-    given = {"dpre_ptr": dpre.contiguous(), "dpost_ptr": dpost.contiguous(), "dH_ptr": dH.contiguous()}
-    Launch(
-        _coefficients_backward_kernel,
-        (programs,),
-        {
-            **_inputs(raw, base, scale, spec, post_gain), **given,
-            "draw_ptr": draw, "partial_ptr": partial, "tiles": tiles,
-        },
-        constants,
-        num_warps=_warps(spec),
-    ).run()  # fmt: skip
-    ends = [sum(spec.sizes[:k]) for k in range(len(spec.sizes) + 1)]
+    given = (tensor.contiguous() for tensor in (raw, base, scale, dpre, dpost, dH))
+    launch(
+        _coefficients_backward_kernel, (programs,), *given, draw, partial, T, spec.width, tiles, float(post_gain),
+        **constants,
+    )  # fmt: skip
+    starts = tuple(sum(spec.sizes[:k]) for k in range(len(spec.sizes) + 1))
     widest = power_of_two(max(spec.sizes))
-    Launch(
-        _parameter_sums_kernel,
-        (len(spec.sizes),),
-        {"partial_ptr": partial, "dbase_ptr": dbase, "dscale_ptr": dscale, "programs": programs},
-        {"P": P, "STARTS": tuple(ends), "WIDEST": widest, "ROWS": max(1, 2048 // widest)},
-    ).run()
+    launch(
+        _parameter_sums_kernel, (len(spec.sizes),), partial, dbase, dscale, programs,
+        P=P, STARTS=starts, WIDEST=widest, ROWS=max(1, 2048 // widest),
+    )  # fmt: skip
     return draw, dbase, dscale
 
 
-def tokens_per_program(spec: CoefficientSpec) -> int:
-    """How many tokens a tile holds: as many as make two numbers a thread of one warp, whatever n is."""
-    return max(1, 64 // _widest_tile(spec))
-
-
-def _warps(spec: CoefficientSpec) -> int:
-    # A single warp sums over rows and columns without barriers and without shared memory. Only a token too large for
-    # it gets more.
-    return min(4, max(1, _widest_tile(spec) // 64))
-
-
-def _widest_tile(spec: CoefficientSpec) -> int:
-    """Numbers of a token in the largest tile."""
-    return max(power_of_two(spec.n) ** 2, *_padded(_part_sizes(spec)))
-
-
-def _part_sizes(spec: CoefficientSpec) -> tuple[int, int, int]:
-    pre, post, *residual = spec.sizes
-    return pre, post, sum(residual)
-
-
-def _padded(sizes: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(power_of_two(size) for size in sizes)
-
-
-def _inputs(raw: Tensor, base: Tensor, scale: Tensor, spec: CoefficientSpec, post_gain: float) -> dict[str, Any]:
-    """Run-time arguments of either kernel; the gain is one, so that a schedule compiles nothing."""
-    tensors = {"raw_ptr": raw.contiguous(), "base_ptr": base.contiguous(), "scale_ptr": scale.contiguous()}
-    return {**tensors, "T": raw.shape[0], "width": spec.width, "post_gain": float(post_gain)}
-
-
 def _constants(spec: CoefficientSpec, direction: str) -> dict[str, Any]:
-    """What either kernel is compiled for; ``direction`` is that of the functions of the pairs."""
+    """What either kernel is compiled for; ``direction`` is that of the functions of the pairs.
+
+    The gain is not among it, so that a schedule of it compiles nothing.
+    """
     pair, pre_gate, post_gate = map(pair_named, (spec.pair_key, spec.pre_key, spec.post_key))
-    residual = spec.sizes[2:]
+    pre, post, *residual = spec.sizes
+    sizes, N = (pre, post, sum(residual)), power_of_two(spec.n)
+    padded = tuple(map(power_of_two, sizes))
+    widest = max(N * N, *padded)  # numbers of a token in the largest tile
     return {
         "PRE": getattr(pre_gate, direction), "PRE_OPTIONS": pre_gate.options,
         "POST": getattr(post_gate, direction), "POST_OPTIONS": post_gate.options,
         "CONSTRAIN": getattr(pair, direction), "OPTIONS": pair.options,
-        "n": spec.n, "N": power_of_two(spec.n), "SIZES": _part_sizes(spec), "PADDED": _padded(_part_sizes(spec)),
+        "n": spec.n, "N": N, "SIZES": sizes, "PADDED": padded,
         "STARTS": tuple(sum(residual[:k]) for k in range(len(residual))),
         "NORM_EPS": spec.norm_eps, "OUTSIDE": spec.norm_eps_outside, "TRANSPOSED": spec.transposed,
-        "BT": tokens_per_program(spec),
+        # As many tokens as make two numbers a thread of one warp, which sums over rows and columns without barriers and
+        # without shared memory. Only a token too large for it gets more warps.
+        "BT": max(1, 64 // widest), "num_warps": min(4, max(1, widest // 64)),
     }  # fmt: skip
 
 
@@ -261,10 +221,6 @@ def _forward_fake(raw: Tensor, base: Tensor, scale: Tensor, gain: float, key: st
     return raw.new_empty(T, n), raw.new_empty(T, n), raw.new_empty(T, n, n)
 
 
-def _backward_fake(raw: Tensor, base: Tensor, scale: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    return raw.new_empty(raw.shape), base.new_empty(base.shape), scale.new_empty(scale.shape)
-
-
 _REST = (
     "float post_gain, str pair_key, int n, int[] sizes, str pre_key, str post_key, float pre_eps, float post_eps, "
     "float norm_eps, bool norm_eps_outside, int width, bool transposed"
@@ -282,5 +238,9 @@ _backward = register(
     lambda raw, base, scale, dpre, dpost, dH, gain, *spec: coefficients_backward(
         raw, base, scale, dpre, dpost, dH, CoefficientSpec.from_arguments(*spec), gain
     ),
-    _backward_fake,
+    lambda raw, base, scale, *rest: (
+        raw.new_empty(raw.shape),
+        base.new_empty(base.shape),
+        scale.new_empty(scale.shape),
+    ),
 )

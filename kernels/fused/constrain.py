@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from hyperconn.kernels.fused.launch import Launch
+from hyperconn.kernels.fused.launch import launch
 from hyperconn.kernels.fused.pair import DevicePair
 from hyperconn.kernels.fused.tiles import matrix_entries
 from hyperconn.kernels.fused.tuning import power_of_two
@@ -49,8 +47,7 @@ def _constrain_backward_kernel(
 def tokens_per_program(n: int, coordinates: int) -> int:
     """How many tokens fit: some hundred numbers of the largest tile, whatever n is.
 
-    What a pair keeps beside them grows with that number, four warps have 255 registers a thread, and a batch of a few
-    thousand tokens should still occupy every multiprocessor.
+    What a pair keeps beside them grows with that number, and a few thousand tokens should occupy every multiprocessor.
     """
     N, PP = power_of_two(n), power_of_two(coordinates)
     return min(64, max(1, 256 // max(N * N, PP)))
@@ -59,21 +56,24 @@ def tokens_per_program(n: int, coordinates: int) -> int:
 def constrain_forward(theta: Tensor, pair: DevicePair, n: int) -> Tensor:
     """``theta [T, P]`` float32 to ``H [T, n, n]``."""
     H = theta.new_empty(len(theta), n, n)
-    tensors = {"theta_ptr": theta.contiguous(), "H_ptr": H}
-    _launch(_constrain_forward_kernel, tensors, {"FORWARD": pair.forward, "OPTIONS": pair.options}, theta, n)
+    grid, sizes = _grid_and_sizes(theta, n)
+    tensors = theta.contiguous(), H
+    launch(_constrain_forward_kernel, grid, *tensors, len(theta), FORWARD=pair.forward, OPTIONS=pair.options, **sizes)
     return H
 
 
 def constrain_backward(theta: Tensor, dH: Tensor, pair: DevicePair, n: int) -> Tensor:
     """Gradient ``[T, P]`` of ``theta [T, P]`` from that of H, ``dH [T, n, n]``."""
     dtheta = theta.new_empty(theta.shape)
-    tensors = {"theta_ptr": theta.contiguous(), "dH_ptr": dH.contiguous(), "dtheta_ptr": dtheta}
-    _launch(_constrain_backward_kernel, tensors, {"BACKWARD": pair.backward, "OPTIONS": pair.options}, theta, n)
+    grid, sizes = _grid_and_sizes(theta, n)
+    tensors = theta.contiguous(), dH.contiguous(), dtheta
+    launch(
+        _constrain_backward_kernel, grid, *tensors, len(theta), BACKWARD=pair.backward, OPTIONS=pair.options, **sizes
+    )
     return dtheta
 
 
-def _launch(kernel: Any, tensors: dict[str, Tensor], pair: dict[str, Any], theta: Tensor, n: int) -> None:
+def _grid_and_sizes(theta: Tensor, n: int) -> tuple[tuple[int], dict[str, int]]:
     T, P = theta.shape
     BT = tokens_per_program(n, P)
-    sizes = {"n": n, "N": power_of_two(n), "P": P, "PP": power_of_two(P), "BT": BT}
-    Launch(kernel, (triton.cdiv(T, BT),), {**tensors, "T": T}, {**pair, **sizes}).run()
+    return (triton.cdiv(T, BT),), {"n": n, "N": power_of_two(n), "P": P, "PP": power_of_two(P), "BT": BT}

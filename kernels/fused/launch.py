@@ -14,10 +14,9 @@ _MOST_THREADS = 256
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel launch, complete: what runs, on what, and how.
+    """One kernel launch, complete: a ``@triton.jit`` function, and what it runs on, and how.
 
     Attributes:
-        kernel: a ``@triton.jit`` function.
         grid: number of programs along up to three axes; no program, no launch.
         arguments: run-time arguments by name: tensors, ints and floats.
         constants: ``constexpr`` arguments by name.
@@ -57,6 +56,14 @@ def _on_device_of(arguments: Mapping[str, Any]) -> AbstractContextManager[Any]:
     if device.type != "cuda" or device.index == torch.cuda.current_device():
         return nullcontext()
     return torch.cuda.device(device)
+
+
+def launch(
+    kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int = 4, num_stages: int = 2, **constants: Any
+) -> None:
+    """Run a kernel, whose ``constexpr`` parameters come last: ``kernel[grid](*arguments, **constants)``."""
+    named = dict(zip(kernel.arg_names, arguments, strict=False))
+    Launch(kernel, grid, named, constants, num_warps, num_stages).run()
 
 
 _RECORDERS: list[list[Launch]] = []

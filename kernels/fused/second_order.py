@@ -12,27 +12,15 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-_MESSAGE = (
-    "the fused kernels of hyperconn have no second derivatives, and a gradient that they computed is being "
-    "differentiated; use backend='torch' for a gradient penalty, a Hessian-vector product or anything else that needs "
-    "create_graph=True"
-)
-
 
 def refuse_second_derivatives(
     outputs: Sequence[Tensor | None], dependencies: Sequence[Tensor | None]
 ) -> tuple[Tensor | None, ...]:
-    """What a backward is about to return, made to raise when it is differentiated in its turn.
+    """The outputs, gradients or None, that a backward is about to return, made to raise when they are differentiated.
 
-    Call it at the end of the ``backward`` of an autograd function whose kernels ran under ``torch.no_grad()``. Unless
-    that backward runs with ``create_graph=True`` it returns the outputs as they are.
-
-    Args:
-        outputs: gradients, or None where none is needed.
-        dependencies: the tensors that the outputs depend on.
-
-    Returns:
-        The outputs. Differentiating one of them raises RuntimeError.
+    Call it at the end of the ``backward`` of an autograd function whose kernels ran under ``torch.no_grad()``, with the
+    tensors that the outputs depend on. Unless that backward runs with ``create_graph=True`` they come back as they are;
+    otherwise differentiating one of them raises RuntimeError.
     """
     if not torch.is_grad_enabled():
         return tuple(outputs)
@@ -41,11 +29,7 @@ def refuse_second_derivatives(
 
 
 def refuse_forward_mode(tensors: Sequence[Tensor | None]) -> None:
-    """Raise where a kernel is about to take a tensor with a tangent, which it would drop.
-
-    Raises:
-        RuntimeError: one of the tensors is a dual number of forward-mode differentiation.
-    """
+    """Raise RuntimeError where a tensor is a dual number of forward mode: a kernel would drop its tangent."""
     # A number without a public name; -1 outside of forward mode, which costs nothing to see.
     if torch.compiler.is_compiling() or forward_ad._current_level < 0:
         return
@@ -69,4 +53,8 @@ class _Refuse(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[None, ...]:
-        raise RuntimeError(_MESSAGE)
+        raise RuntimeError(
+            "the fused kernels of hyperconn have no second derivatives, and a gradient that they computed is being "
+            "differentiated; use backend='torch' for a gradient penalty, a Hessian-vector product or anything else "
+            "that needs create_graph=True"
+        )

@@ -24,16 +24,10 @@ def channel_tile(C: int, widest: int) -> int:
 
 
 def splits(tiles: int, length: int, step: int, fewest_steps: int = 1) -> tuple[int, int]:
-    """How often to split a loop over ``length`` in strides of ``step`` that ``tiles`` programs would run.
+    """How often to split a loop over ``length`` in strides of ``step``; and the length of a part, whole strides.
 
-    Args:
-        tiles: programs without a split.
-        length: what the loop covers.
-        step: its stride.
-        fewest_steps: strides that a split has at least, so that writing its partial sum is a small part of its work.
-
-    Returns:
-        The number of splits and the length of each, a multiple of ``step``.
+    Without a split ``tiles`` programs would run. A split has at least ``fewest_steps`` strides, so that writing its
+    partial sum is a small part of its work.
     """
     steps = max(1, triton.cdiv(length, step))
     wanted = min(max(1, steps // fewest_steps), power_of_two(_ENOUGH_PROGRAMS // max(tiles, 1)), 32)

@@ -8,21 +8,16 @@ from torch import Tensor
 from hyperconn.kernels.maps.layout import tokens_together
 
 POLISH_STEPS = 3
+# Largest skew entry that is solved as it is. The solve loses about ‖A‖·eps; up to these sizes that is little enough
+# for the polish to give it back.
+LARGEST_SKEW = {torch.float32: 8e4, torch.float64: 1e10}
 # On the CPU a batch of n×n products walks from matrix to matrix; up to this n, going through the entries of all tokens
 # at once is several times faster.
 _SMALL = 7
 
 
 def skew(upper: Tensor, n: int) -> Tensor:
-    """Skew-symmetric matrix from its strict upper triangle, row by row.
-
-    Args:
-        upper: ``[..., n(n-1)/2]``.
-        n: size of the matrix.
-
-    Returns:
-        ``[..., n, n]`` with ``A = -Aᵀ`` exactly.
-    """
+    """``A = -Aᵀ [..., n, n]``, exactly, from its strict upper triangle, row by row: ``[..., n(n-1)/2]``."""
     rows, columns = torch.triu_indices(n, n, offset=1, device=upper.device)
     flat = upper.new_zeros(*upper.shape[:-1], n * n)
     flat = flat.index_copy(-1, rows * n + columns, upper).index_copy(-1, columns * n + rows, -upper)
@@ -43,13 +38,10 @@ def saturate(matrix: Tensor, cap: float, dims: tuple[int, int] = (-2, -1)) -> Te
 
 
 def polish_orthogonal(Q: Tensor) -> Tensor:
-    """Newton–Schulz steps ``Q ← Q(3I − QᵀQ)/2`` that take a nearly orthogonal matrix to rounding.
+    """Newton–Schulz steps ``Q ← Q(3I − QᵀQ)/2`` that take ``Q [..., n, n]``, singular values below √3, to rounding.
 
-    On the orthogonal matrices a step is the identity, and so is its derivative along them. The correction is
-    therefore added as a constant: the gradient of whatever produced ``Q`` is already the right one.
-
-    Args:
-        Q: ``[..., n, n]`` with singular values below √3.
+    On the orthogonal matrices a step is the identity, and so is its derivative along them. The correction is therefore
+    added as a constant: the gradient of whatever produced ``Q`` is already the right one.
     """
     with torch.no_grad():
         small = Q.shape[-1] <= _SMALL and Q.device.type == "cpu"
@@ -80,13 +72,9 @@ def _polished_by_entries(Q: Tensor) -> Tensor:
 
 
 def cayley_inverse(Q: Tensor) -> Tensor:
-    """``A = (I + Q)⁻¹(I − Q)``, the skew matrix whose Cayley transform is ``Q``.
+    """``A = (I + Q)⁻¹(I − Q)``, the skew matrix whose Cayley transform is ``Q``; ``[..., n, n]`` both, Q orthogonal.
 
-    Args:
-        Q: ``[..., n, n]`` orthogonal, no eigenvalue −1.
-
-    Returns:
-        ``[..., n, n]`` skew-symmetric; not finite, or very large, where Q has the eigenvalue −1.
+    A is not finite, or very large, where Q has the eigenvalue −1.
     """
     eye = torch.eye(Q.shape[-1], dtype=Q.dtype, device=Q.device)
     A, _ = torch.linalg.solve_ex(eye + Q, eye - Q)

@@ -9,20 +9,16 @@ from hyperconn.kernels.maps.layout import tokens_together
 
 
 def round_to_doubly_stochastic(matrix: Tensor) -> Tensor:
-    """Move a nonnegative matrix onto the doubly stochastic matrices, exactly to rounding.
+    """Move a nonnegative ``[..., n, n]`` matrix onto the doubly stochastic matrices, exactly to rounding.
 
     Rows are scaled by ``min(1, 1/r)``, columns by ``min(1, 1/c)``, and the missing mass is put back as the
-    rank-one matrix ``err_r err_cᵀ / ‖err_r‖₁``.
+    rank-one matrix ``err_r err_cᵀ / ‖err_r‖₁``. Rows or columns of zeros are filled up.
 
     The gradient is bounded, and zero for cotangents that are constant along rows or along columns: sums do not move.
     Where the input is doubly stochastic to rounding, next to the kinks of the minima, it is the gradient of the
     orthogonal projection onto the matrices with these sums.
 
-    Args:
-        matrix: ``[..., n, n]``, nonnegative, float32 or float64; rows or columns of zeros are filled up.
-
-    Returns:
-        ``[..., n, n]``: nonnegative, row and column sums 1 to rounding; a view with the tokens innermost in memory.
+    float32 or float64; the result is a view with the tokens innermost in memory.
 
     Source: Altschuler, Weed and Rigollet, arXiv 1705.09634, Algorithm 2.
     """

@@ -34,11 +34,9 @@ def sinkhorn(
     eps_mode: EpsMode = "denominator",
     implicit: bool = False,
 ) -> Tensor:
-    """Balance ``exp(logits)`` with ``iterations`` sweeps of two half-sweeps each.
+    """Balance ``exp(logits)``, ``[..., n, n]``, float32 or float64, with ``iterations`` sweeps of two half-sweeps each.
 
     Args:
-        logits: ``[..., n, n]``, float32 or float64.
-        iterations: number of sweeps, at least 1.
         first_axis: the axis that each sweep normalises first; the other one is exact at the end (eps = 0).
         eps: added to every denominator.
         eps_mode: ``"denominator"`` as said; ``"softmax"`` starts with an exact softmax, adds eps to its

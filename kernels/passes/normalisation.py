@@ -12,13 +12,9 @@ def inverse_rms(square_sum: Tensor, width: int, eps: float, outside: bool = Fals
     A token of zeros has no direction: without an eps its result is 0, and so is the gradient, instead of ``0 · ∞``.
 
     Args:
-        square_sum: ``[..., 1]``, not negative.
-        width: how many numbers were squared.
-        eps: not negative.
-        outside: where eps is added.
+        square_sum: ``[..., 1]``, the squares of ``width`` numbers; the result has its shape.
 
-    Returns:
-        ``[..., 1]``, as often differentiable as one likes, at 0 too.
+    As often differentiable as one likes, at 0 too.
     """
     mean_square = square_sum / width
     if eps > 0 and not outside:

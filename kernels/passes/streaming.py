@@ -20,15 +20,7 @@ _SHARED = 256  # tokens of a block that two products share, by measurement
 
 
 def project(x: Tensor, fn: Tensor) -> Tensor:
-    """Products with the prediction weights and, in the last column, the sum of squares.
-
-    Args:
-        x: ``[T, n, C]``.
-        fn: ``[P, n·C]``.
-
-    Returns:
-        ``[T, P + 1]``: ``vec x · fnᵀ`` and ``vec x · vec x``.
-    """
+    """``[T, P + 1]`` from ``x [T, n, C]`` and ``fn [P, n·C]``: ``vec x · fnᵀ``; in the last column, the square sum."""
     flat = x.flatten(1)
     # The norm reads x once; every form of a sum of products writes the products down first.
     return torch.cat([weigh(flat, fn), torch.linalg.vector_norm(flat, dim=-1, keepdim=True).square()], -1)
@@ -88,10 +80,7 @@ def project_backward(
         mixing: ``H [T, n, n]`` and the gradient ``G [T, n, C]`` of what was written, or None.
         reading: ``pre [T, n]`` and the gradient ``du [T, C]`` of what was read, or None.
         projection: ``fn [P, n·C]`` and the gradient ``draw [T, P + 1]`` of what was projected, or None.
-        needs_x, needs_fn: which gradients are wanted.
-
-    Returns:
-        ``[T, n, C]`` and ``[P, n·C]``; None where not wanted or where every term is None.
+        needs_x, needs_fn: which gradients are wanted; the others, and those without a term, are None.
     """
     dx = dfn = None
     if mixing is not None and needs_x:

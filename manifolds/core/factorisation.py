@@ -55,7 +55,7 @@ def nearest_factors(H: Tensor, parts: Sequence[Manifold]) -> list[Tensor]:
     scale = rest[..., 0, 0]
     of_any_scale, of_any_sign = [], []
     for k, part in enumerate(parts):
-        if _has_sums(part):
+        if {invariants.row_sums, invariants.column_sums} & {*part.invariants}:
             own = factors[k].sum((-2, -1)) / part.n
         elif invariants.spectral_norm in part.invariants:
             own = torch.linalg.matrix_norm(factors[k], 2)
@@ -89,18 +89,12 @@ def _peel(H: Tensor, part: Manifold) -> tuple[Tensor, Tensor]:
     return torch.where(sigma[..., :1, None] == 0, start / torch.linalg.matrix_norm(start), A), B
 
 
-def _has_sums(part: Manifold) -> bool:
-    return invariants.row_sums in part.invariants or invariants.column_sums in part.invariants
-
-
 def _flips(factors: Sequence[Tensor], parity: Tensor | None) -> list[Tensor]:
     """Which factors ``[...]`` to replace by their negatives, so that none has an eigenvalue next to −1 if possible.
 
     ``A ⊗ B = (−A) ⊗ (−B)``, and nothing else tells a rotation of even size from its negative, which a map that leaves
-    out the eigenvalue −1 may not reach. The negatives of projectors, and of rotations of odd size, have it.
-
-    Args:
-        parity: whether the number of flips has to be odd (True) or even; None if it does not matter.
+    out the eigenvalue −1 may not reach. The negatives of projectors, and of rotations of odd size, have it. ``parity``
+    says where the number of flips has to be odd; None if it does not matter.
     """
     if not factors:
         return []

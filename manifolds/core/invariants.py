@@ -22,11 +22,9 @@ class Invariant:
         name: the field's name for it.
         statement: the condition as a formula.
         measure: ``[..., n, n] -> [...]``, zero exactly where the condition holds, never negative.
-        closed_under_products: the condition survives ``A @ B``.
-        closed_under_kronecker: the condition survives ``A ⊗ B``.
+        closed_under_products, closed_under_kronecker: the condition survives ``A @ B``, ``A ⊗ B``.
         closed_under_mixtures: the condition survives ``tA + (1 − t)B``, t in [0, 1].
-        closed_under_relabelling: the condition survives ``P H Pᵀ``, P a permutation matrix: it does not care which
-            stream is called the first.
+        closed_under_relabelling: the condition survives ``P H Pᵀ``, P a permutation matrix.
         normal: for an equation, ``(H, W) -> [..., n, n]``: a direction made from W that is orthogonal to every one in
             which H can move without breaking it; None for an inequality, or where nobody wrote it down.
     """

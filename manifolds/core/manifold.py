@@ -13,6 +13,9 @@ from hyperconn.manifolds.core.invariants import Invariant
 from hyperconn.manifolds.core.map import Map, real_numbers, working_dtype
 from hyperconn.manifolds.core.symmetries import Symmetry
 
+# exp(-64) · 6! vanishes beside 1 in float64, and tanh(64) is 1 there: the identity to rounding in every dtype.
+_FAR = 64.0
+
 
 @dataclass(frozen=True)
 class Manifold(Map):
@@ -30,8 +33,6 @@ class Manifold(Map):
     def value_shape(self) -> tuple[int, ...]:
         return (self.n, self.n)
 
-    # ------------------------------------------------------------------ what every manifold says of itself
-
     @property
     @abstractmethod
     def exact(self) -> bool:
@@ -43,16 +44,20 @@ class Manifold(Map):
         """The conditions that define the set."""
 
     def identity_coordinates(self) -> Tensor | Sequence[float]:
-        """``[P]`` numbers: the coordinates of the identity, or of the nearest point that the map reaches."""
-        raise NotImplementedError(f"{type(self).__name__} has to define identity_coordinates")
+        """``[P]`` numbers: the coordinates of the identity, or of the nearest point that the map reaches.
+
+        By default those of the sharpest start, for a class that says ``initial_coordinates``.
+        """
+        if type(self).initial_coordinates is Manifold.initial_coordinates:
+            raise NotImplementedError(f"{type(self).__name__} has to define identity_coordinates")
+        return self.initial_coordinates(_FAR)
 
     @classmethod
     def _missing(cls) -> tuple[str, ...]:
         """What a class has to define and does not; one that places its identity itself need not say its numbers."""
-        own = cls.identity is not Manifold.identity or cls.identity_coordinates is not Manifold.identity_coordinates
+        names = ("identity", "identity_coordinates", "initial_coordinates")
+        own = any(getattr(cls, name) is not getattr(Manifold, name) for name in names)
         return () if own else ("identity_coordinates",)
-
-    # ------------------------------------------------------------------ what has a sensible default
 
     def initial_coordinates(self, sharpness: float) -> Tensor | Sequence[float]:
         """``[P]`` numbers near the identity from which ``H`` can still learn.
@@ -108,8 +113,6 @@ class Manifold(Map):
         are off by up to 40 eps where several of them nearly coincide.
         """
         return 16.0 * self.n * torch.finfo(dtype).eps
-
-    # ------------------------------------------------------------------ what is the same for all
 
     def identity(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Tensor:
         """``[P]`` coordinates of the identity, or of the nearest point that the map reaches."""

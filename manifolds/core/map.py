@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hyperconn.kernels.autocast import without_autocast
-from hyperconn.manifolds.core.errors import shown
+from hyperconn.manifolds.core.options import require_int
 from hyperconn.manifolds.core.plain_data import chosen_options
 
 # Far beyond any use (papers: 2 to 16); it turns a slip in a config into a message instead of an exhausted machine.
@@ -45,15 +45,7 @@ class Map(ABC):
     api_version: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        if not isinstance(self.n, int) or isinstance(self.n, bool):
-            raise TypeError(f"{type(self).__name__}: n must be an int, got {shown(self.n)}")
-        if self.n < 1:
-            raise ValueError(f"{type(self).__name__}: n must be at least 1 stream, got n={shown(self.n)}")
-        if self.n > MAX_STREAMS:
-            raise ValueError(
-                f"{type(self).__name__}: n must be at most {MAX_STREAMS} streams, got n={shown(self.n)}; every token "
-                "would carry an n×n matrix"
-            )
+        require_int(self, "n", minimum=1, maximum=MAX_STREAMS)
 
     @property
     @abstractmethod
@@ -72,13 +64,14 @@ class Map(ABC):
     @property
     def kernel(self) -> Any | None:
         """The Triton device pair of the map, or None where the torch map is all there is."""
+        return self.device_pair() if self.n <= MAX_FUSED_STREAMS else None
+
+    def device_pair(self) -> Any | None:
+        """What ``kernel`` is for up to 16 streams; import it in here, for nothing else may need triton."""
         return None
 
     def reference(self, theta: Tensor) -> Tensor:
-        """The map as its paper writes it, for the laws to hold ``forward`` to: slow, plain, moderate coordinates only.
-
-        Args:
-            theta: ``[..., P]`` float64.
+        """The map as its paper writes it, for the laws to hold ``forward`` to: slow, plain, for moderate float64 theta.
 
         Raises:
             NotImplementedError: ``forward`` is as plain as can be.

@@ -44,11 +44,8 @@ def require_small(data: object, what: str) -> None:
 class Options(Mapping[str, Any]):
     """An immutable, hashable mapping of plain data: strings, numbers, booleans, lists and tables of those.
 
-    Lists become tuples and tables become Options; ``plain()`` gives dicts and lists back.
-
-    Raises:
-        TypeError: anything else in it, or names that are no strings.
-        ValueError: more, or more deeply nested, than this module allows.
+    Lists become tuples and tables become Options; ``plain()`` gives dicts and lists back. TypeError for anything else
+    and for names that are no strings, ValueError for more than this module allows.
 
     >>> Options({"factors": [2, 2]})["factors"]
     (2, 2)

@@ -7,11 +7,7 @@ import itertools
 import torch
 from torch import Tensor
 
-from hyperconn.kernels import cayley_inverse, polish_orthogonal, saturate
-
-# Largest skew entry that is solved as it is. The solve loses about ‖A‖·eps; up to these sizes that is little enough
-# for the polish to give it back.
-LARGEST_SKEW = {torch.float32: 8e4, torch.float64: 1e10}
+from hyperconn.kernels.maps.cayley import LARGEST_SKEW, cayley_inverse, polish_orthogonal, saturate
 
 
 def cayley(A: Tensor) -> Tensor:
@@ -48,17 +44,11 @@ def skew_coordinates(A: Tensor) -> Tensor:
 
 
 def cayley_signature(U: Tensor) -> tuple[Tensor, Tensor]:
-    """Signs ``d`` and skew ``A`` such that ``U diag(d)`` is the Cayley transform of A and every |A_ij| ≤ 1.
+    """Signs ``d [k]`` and skew ``A [k, k]`` such that ``U diag(d)`` is the Cayley transform of A and every |A_ij| ≤ 1.
 
-    Such signs exist for every orthogonal U. Elimination on ``U + diag(d)``, with each sign chosen to enlarge its
-    pivot, gives a first choice without the eigenvalue −1; flipping the two signs that belong to an entry of A
-    beyond 1 multiplies ``det(I + U diag(d))`` by that entry squared, so the flips end.
-
-    Args:
-        U: ``[k, k]`` orthogonal, float64.
-
-    Returns:
-        ``d [k]`` of ±1, ``A [k, k]``.
+    Such signs exist for every orthogonal ``U [k, k]``, float64. Elimination on ``U + diag(d)``, with each sign chosen
+    to enlarge its pivot, gives a first choice without the eigenvalue −1; flipping the two signs that belong to an
+    entry of A beyond 1 multiplies ``det(I + U diag(d))`` by that entry squared, so the flips end.
 
     Source: O'Dorney, "Minimizing the Cayley transform of an orthogonal matrix by multiplying by signature
     matrices", arXiv 1310.1934.
@@ -80,13 +70,10 @@ def cayley_signature(U: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rotation_root(Q: Tensor) -> Tensor:
-    """A square root of a rotation, good to about 1e-3 next to the eigenvalue −1 and to rounding elsewhere.
+    """A square root of a rotation ``Q [k, k]``, float64; good to 1e-3 next to the eigenvalue −1, else to rounding.
 
     It is the polar factor of ``I + Q``; on the eigenspace of −1, where that vanishes, quarter turns will do. They
     turn the way Q turns, so that what they leave of Q is no more than a quarter turn either.
-
-    Args:
-        Q: ``[k, k]`` orthogonal with determinant 1, float64.
     """
     k = Q.shape[-1]
     eye = torch.eye(k, dtype=Q.dtype, device=Q.device)

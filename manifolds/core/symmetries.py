@@ -17,16 +17,13 @@ def unchanged(H: Tensor, draw: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Symmetry:
-    """``m(coordinates(theta)) = matrices(m(theta))``.
+    """``m(coordinates(theta)) = matrices(m(theta))``; by default H does not change.
 
-    Both actions also get ``draw [2, n]``, standard normal numbers that choose one symmetry of a family, such as the
-    constants that are added or (by ``relabelling``) the permutation.
+    Actions take ``theta [..., P]`` or ``H [..., n, n]`` and ``draw [2, n]``, standard normal numbers that choose one
+    symmetry of a family, such as the constants that are added or (by ``relabelling``) the permutation.
 
     Attributes:
-        name: short name.
         statement: the symmetry as a formula.
-        coordinates: ``theta [..., P], draw -> [..., P]``.
-        matrices: ``H [..., n, n], draw -> [..., n, n]``; default: H does not change.
     """
 
     name: str
@@ -59,13 +56,3 @@ def on_entries(action: Action) -> Action:
         return action(theta.unflatten(-1, (n, n)), draw).flatten(-2)
 
     return act
-
-
-def columns_shifted(L: Tensor, draw: Tensor) -> Tensor:
-    """``L + 1vᵀ``."""
-    return L + draw[0]
-
-
-def rows_shifted(L: Tensor, draw: Tensor) -> Tensor:
-    """``L + u1ᵀ``."""
-    return L + draw[1, :, None]

@@ -38,26 +38,21 @@ class CheckpointNote(nn.Module):
             metadata[_NOTE] = self.note()
             metadata.update({_PLUGINS: records} if records else {})
 
-    def _load_from_state_dict(
-        self,
-        state_dict: Any,
-        prefix: str,
-        local_metadata: Any,
-        strict: bool,
-        missing_keys: Any,
-        unexpected_keys: Any,
-        error_msgs: Any,
-    ) -> None:
-        problems = _plugin_problems(local_metadata)
-        differs = self._differences(local_metadata.get(_NOTE))
+    def _load_from_state_dict(self, *args: Any) -> None:
+        _state, prefix, metadata, _strict, _missing, _unexpected, error_msgs = args
+        problems = []
+        try:
+            # Without the module's name: a model of many layers gives one warning.
+            check_plugin_records(metadata.get(_PLUGINS, {}), "the checkpoint", self.noted_parts())
+        except ValueError as error:
+            problems.append(str(error))
+        differs = self._differences(metadata.get(_NOTE))
         if differs is not None:
             problems.append(f"{prefix.rstrip('.') or type(self).__name__}: {differs}")
         if problems:
             error_msgs += problems
-            return
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
+        else:
+            super()._load_from_state_dict(*args)
 
     def _differences(self, saved: object) -> str | None:
         """How a saved note differs from the module's own, in words; None if it does not, or if nothing was saved."""
@@ -69,12 +64,3 @@ class CheckpointNote(nn.Module):
         changed = [key for key in own if saved.get(key) != own[key]]
         differing = ", ".join(f"{key}={saved.get(key)!r} where this one has {own[key]!r}" for key in changed)
         return f"the checkpoint holds another kind of {self.kind}, {differing}; build the model with its config"
-
-
-def _plugin_problems(metadata: Mapping[str, Any]) -> list[str]:
-    try:
-        # Without the module's name: a model of many layers gives one warning.
-        check_plugin_records(metadata.get(_PLUGINS, {}), "the checkpoint")
-    except ValueError as error:
-        return [str(error)]
-    return []

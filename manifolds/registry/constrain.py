@@ -63,20 +63,15 @@ class OnManifold(CheckpointNote):
 
 
 def constrain(module: nn.Module, name: str, manifold: str | Manifold, **options: Any) -> nn.Module:
-    """Constrain the square parameter ``module.<name>`` to a manifold.
+    """Constrain the square parameter ``module.<name>``, ``[..., n, n]``, to a manifold, and return the module.
 
-    It starts at ``manifold.initial(4.0)``: at the identity where that is an ordinary point (stiefel), and as near to it
-    as still leaves a gradient where it lies at infinity (birkhoff, permutation, kronecker, spectral_sphere).
+    ``module.<name>`` is then the constrained matrix, ``module.parametrizations.<name>.original`` its coordinates. It
+    starts at ``manifold.initial(4.0)``: at the identity where that is an ordinary point (stiefel), and as near to it as
+    still leaves a gradient where it lies at infinity (birkhoff, permutation, kronecker, spectral_sphere). Assign a
+    member to it to start elsewhere.
 
     Args:
-        module: the owner of the parameter.
-        name: a parameter of shape ``[..., n, n]``, floating point.
         manifold: a manifold, or a name for ``make(name, n=…, **options)``.
-        **options: options of the named manifold.
-
-    Returns:
-        The module. ``module.<name>`` is now the constrained matrix, ``module.parametrizations.<name>.original``
-        its coordinates; assign a member to it to start elsewhere.
 
     Raises:
         AttributeError: the module has no such parameter.

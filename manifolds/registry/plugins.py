@@ -21,20 +21,12 @@ _TARGET = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*( *\[.*\])?")
 
 
 def part_key(name: str) -> str:
-    """The name of a part without what does not matter: case, blanks around it, ``_`` or ``-``.
-
-    >>> part_key("MHC_lite")
-    'mhc-lite'
-    """
+    """The name of a part without what does not matter: case, blanks around it, ``_`` or ``-``."""
     return name.strip().lower().replace("_", "-")
 
 
 def distribution_key(name: str) -> str:
-    """A distribution's name in the normal form of PEP 503.
-
-    >>> distribution_key("My.Extra_Manifolds")
-    'my-extra-manifolds'
-    """
+    """A distribution's name in the normal form of PEP 503."""
     return re.sub(r"[-_.]+", "-", name.strip()).lower()
 
 
@@ -106,15 +98,11 @@ def require_one(candidates: list[Plugin]) -> Plugin:
     first = candidates[0]
     if len(candidates) == 1:
         return first
-    providers = list(dict.fromkeys(plugin.provider for plugin in candidates))
-    if len(providers) == 1:
-        targets = " and ".join(plugin.target for plugin in candidates)
-        raise PluginError(f"{first.provider} has several entry points for the {first.kind} {first.name!r}: {targets}")
-    everyone = " and ".join(map(str, providers))
-    others = " ".join(provider.distribution for provider in providers[1:])
+    everyone = " and ".join(str(plugin.provider) for plugin in candidates)
+    targets = " and ".join(plugin.target for plugin in candidates)
     raise PluginError(
-        f"the {first.kind} {first.name!r} is provided by {everyone}: uninstall all but one (pip uninstall {others}), "
-        f"or set {VARIABLE} to a comma-separated list of the distributions that may provide parts"
+        f"the {first.kind} {first.name!r} is provided by {everyone} ({targets}): uninstall all but one, or set "
+        f"{VARIABLE} to a comma-separated list of the distributions that may provide parts"
     )
 
 

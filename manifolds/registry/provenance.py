@@ -6,6 +6,7 @@ import dataclasses
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from hyperconn.manifolds.core.errors import NotAllowedError, UnknownNameError, shown
@@ -26,12 +27,8 @@ class PluginVersionWarning(UserWarning):
 def plugin_records(parts: Parts) -> dict[str, dict[str, str]]:
     """Name, distribution and version of every plugin among some parts, factors included; plain data.
 
-    A manifold has its name for a key, a part of another kind its kind before it, ``"gate:NAME"``. Empty where all of
-    them come with this library, or were registered in the process.
-
-    >>> from hyperconn.manifolds import make
-    >>> plugin_records([make("kronecker", n=4)])
-    {}
+    A manifold has its name for a key, a part of another kind its kind before it, ``"gate:NAME"``. Parts of this
+    library, and those that were registered in the process, have none.
     """
     records = {}
     for registry, part in _all_parts(tuple(parts)):
@@ -39,50 +36,51 @@ def plugin_records(parts: Parts) -> dict[str, dict[str, str]]:
         if origin is not None and not origin.built_in:
             record = {"distribution": origin.distribution, "version": origin.version}
             if _is_record(record):  # no installer could be asked for a distribution without a version
-                records[part.name if registry.kind == "manifold" else f"{registry.kind}:{part.name}"] = record
+                records[_key(registry.kind, part.name)] = record
     return records
 
 
-def check_plugin_records(records: object, what: str, parts: Parts | None = None) -> None:
-    """Compare what ``plugin_records`` gave once with what is installed now; ``what`` begins the messages.
-
-    With parts, only the records of these and of what is in them count.
+def check_plugin_records(records: object, what: str, parts: Parts) -> None:
+    """Compare what ``plugin_records`` gave once with what provides these parts now; ``what`` begins the messages.
 
     Raises:
         ValueError: no such records.
-        UnknownNameError: a plugin that is not installed, with the command that installs it.
+        UnknownNameError: a plugin that is not installed any more, with the command that installs it.
 
     Warns:
-        PluginVersionWarning: the name is provided by another version, by another distribution or by none.
+        PluginVersionWarning: a part is provided by another version, by another distribution or by none.
     """
-    used = None if parts is None else {(registry, part_key(part.name)) for registry, part in _all_parts(tuple(parts))}
-    for registry, name, recorded in _read(records, what):
-        if used is not None and (registry, part_key(name)) not in used:
+    written = _read(records, what)
+    for registry, part in _all_parts(tuple(parts)):
+        recorded = written.pop(part_key(_key(registry.kind, part.name)), None)
+        if recorded is None:
             continue
-        try:
-            found = registry.provider(name)
-        except NotAllowedError:
-            raise
-        except UnknownNameError as error:
-            raise _missing(registry, name, recorded, what) from error
-        if found is None or _key(found) != _key(recorded):
+        with install_hints(records, what):
+            found = registry.provider(part.name)
+        if found is None or _normal(found) != _normal(recorded):
             here = "a class registered in this process" if found is None else str(found)
             warnings.warn(
-                f"{what} was written with the {registry.kind} {name!r} of {recorded}; here it is that of {here}, which "
-                f"may compute something else. To go back: {_install(recorded)}",
+                f"{what} was written with the {registry.kind} {part.name!r} of {recorded}; here it is that of {here}, "
+                f"which may compute something else. To go back: {_install(recorded)}",
                 PluginVersionWarning,
                 stacklevel=3,
             )
 
 
-def with_install_hint(error: UnknownNameError, records: object, what: str) -> UnknownNameError:
-    """The error, or where a record says who provides the part that is missing, one that says how to install it."""
-    if isinstance(error, NotAllowedError) or not isinstance(error.name, str):
-        return error
-    for registry, name, recorded in _read(records, what):
-        if registry.kind == error.kind and part_key(name) == part_key(error.name):
-            return _missing(registry, name, recorded, what)
-    return error
+@contextmanager
+def install_hints(records: object, what: str) -> Iterator[None]:
+    """Where a part is missing in this context and a record says who provides it, the error says how to install it."""
+    try:
+        yield
+    except NotAllowedError:
+        raise
+    except UnknownNameError as error:
+        recorded = _read(records, what).get(part_key(_key(error.kind, str(error.name))))
+        if recorded is None:
+            raise
+        raise UnknownNameError(
+            f"{what} needs the {error.kind} {error.name!r} of {recorded}, which is not installed: {_install(recorded)}"
+        ) from error
 
 
 def _all_parts(value: object) -> Iterator[tuple[Registry[Any], Any]]:
@@ -98,33 +96,31 @@ def _all_parts(value: object) -> Iterator[tuple[Registry[Any], Any]]:
             yield from _all_parts(item)
 
 
-def _missing(registry: Registry[Any], name: str, recorded: Provider, what: str) -> UnknownNameError:
-    return UnknownNameError(
-        f"{what} needs the {registry.kind} {name!r} of {recorded}, which is not installed: {_install(recorded)}"
-    )
+def _key(kind: str, name: str) -> str:
+    return name if kind == "manifold" else f"{kind}:{name}"
 
 
 def _install(recorded: Provider) -> str:
     return f"pip install '{recorded.distribution}=={recorded.version}'"
 
 
-def _key(origin: Provider) -> tuple[str, str]:
+def _normal(origin: Provider) -> tuple[str, str]:
     return distribution_key(origin.distribution), origin.version
 
 
-def _read(records: object, what: str) -> list[tuple[Registry[Any], str, Provider]]:
+def _read(records: object, what: str) -> dict[str, Provider]:
     if not isinstance(records, Mapping):
         raise ValueError(f"{what}: plugins must be a table of names, got {type(records).__name__}")
-    registries, found = {registry.kind: registry for registry in Registry.all}, []
+    kinds, found = {registry.kind for registry in Registry.all}, {}
     for key, record in records.items():
         kind, _, name = key.rpartition(":") if isinstance(key, str) else ("", "", "")
-        registry = registries.get(kind or "manifold")
-        if not (name and registry and isinstance(record, Mapping) and _is_record(record)):
+        kind = kind or "manifold"
+        if not (name and kind in kinds and isinstance(record, Mapping) and _is_record(record)):
             raise ValueError(
                 f"{what}: the record of plugin {shown(key)} must be a table of two strings, distribution and version, "
                 f"got {shown(record)}"
             )
-        found.append((registry, name, Provider(record["distribution"], record["version"])))
+        found[part_key(_key(kind, name))] = Provider(**record)
     return found
 
 

@@ -50,8 +50,6 @@ class Registry(Generic[P]):
         self._lock = threading.RLock()
         Registry.all.append(self)
 
-    # -------------------------------------------------------------------------------------------------- registering
-
     def register(self, name: str, *aliases: str) -> Callable[[C], C]:
         """Class decorator that makes a part available as ``make(name, …)``.
 
@@ -66,7 +64,13 @@ class Registry(Generic[P]):
         def add(cls: C) -> C:
             require_contract(cls, self.base, f"register({name!r})")
             with self._lock:
-                entry = self._with_known_aliases(_Entry(name, cls, aliases))
+                for taken in (name, *aliases):
+                    owner = self._entries.get(_key(taken))
+                    if owner is not None and (owner.cls is not cls or _key(owner.name) != _key(name)):
+                        raise ValueError(
+                            f"{self.kind} name {taken!r} is already taken by "
+                            f"{owner.cls.__module__}.{owner.cls.__name__}"
+                        )
                 own = vars(cls).get("name", name)  # an inherited name would be the parent's
                 if not isinstance(own, str) or _key(own) != _key(name):
                     raise ValueError(
@@ -74,21 +78,12 @@ class Registry(Generic[P]):
                         "use one name in both places"
                     )
                 cls.name = own  # type: ignore[attr-defined]
+                before = self._entries.get(_key(name))  # the same class, which may have aliases already
+                entry = _Entry(name, cls, (*before.aliases, *aliases) if before else aliases)
                 self._entries.update({_key(each): entry for each in (name, *entry.aliases)})
             return cls
 
         return add
-
-    def _with_known_aliases(self, entry: _Entry) -> _Entry:
-        """The entry together with the aliases that its class has already; raises ValueError where a name is taken."""
-        for taken in (entry.name, *entry.aliases):
-            owner = self._entries.get(_key(taken))
-            if owner is not None and (owner.cls is not entry.cls or _key(owner.name) != _key(entry.name)):
-                raise ValueError(
-                    f"{self.kind} name {taken!r} is already taken by {owner.cls.__module__}.{owner.cls.__name__}"
-                )
-        before = self._entries.get(_key(entry.name))
-        return entry if before is None else entry._replace(aliases=(*before.aliases, *entry.aliases))
 
     def unregister(self, name: str) -> None:
         """Forget a part and its aliases, for tests and interactive work. A plugin is looked up anew the next time."""
@@ -98,8 +93,6 @@ class Registry(Generic[P]):
                 raise unknown_name(self.kind, name, self._entries)
             for alias in {_key(entry.name), *map(_key, entry.aliases)}:
                 del self._entries[alias]
-
-    # --------------------------------------------------------------------------------------------------- looking up
 
     def _require_str(self, name: object) -> str:
         if not isinstance(name, str):
@@ -172,11 +165,9 @@ class Registry(Generic[P]):
         return tuple(sorted({_key(alias) for alias in entry.aliases} - {_key(entry.name)}))
 
     def make(self, name: str, **options: Any) -> P:
-        """The part called ``name``.
+        """The part called ``name``: a registered name or alias, or the name of a plugin.
 
-        Args:
-            name: a registered name or alias, or the name of a plugin.
-            **options: ``n``, the number of streams (predictors have none), and the fields of that part's class.
+        Options are ``n``, the number of streams (predictors have none), and the fields of that part's class.
 
         Raises:
             UnknownNameError: no such part (a KeyError and a ValueError).
@@ -197,8 +188,6 @@ class Registry(Generic[P]):
                     f"{self.kind} {self.resolve(name)!r} has no option {shown(option)}; its options are: {others}"
                 )
         return cls(**options)
-
-    # ---------------------------------------------------------------------------------------------- where it is from
 
     def provider(self, part: str | P | type[P]) -> Provider | None:
         """The distribution that a part comes from, given its name, class or instance; None if no distribution did.

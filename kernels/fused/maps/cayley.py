@@ -6,13 +6,17 @@ padding is finite and meaningless, and does not reach the corner.
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 
 from hyperconn.kernels.fused.tiles import put, row_of, saturate, saturate_backward, take
-from hyperconn.kernels.maps.cayley import POLISH_STEPS
+from hyperconn.kernels.maps.cayley import LARGEST_SKEW, POLISH_STEPS
 
 _POLISH_STEPS = tl.constexpr(POLISH_STEPS)
+
+# The CAP32 and CAP64 of ``cayley``.
+CAPS = LARGEST_SKEW[torch.float32], LARGEST_SKEW[torch.float64]
 
 
 @triton.jit

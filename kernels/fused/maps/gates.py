@@ -1,11 +1,6 @@
-"""Device functions of the gates: logits to read and write weights, and back.
+"""Device functions of the gates, whose formulas are in ``hyperconn.gates``: logits to weights, and back.
 
-Like a constraint a gate is a pair of device functions on a tile of tokens, ``forward(logits, n, N, OPTIONS) ->
-weights`` and ``backward(logits, dweights, n, N, OPTIONS) -> dlogits``. Weights are ``[BT, N]``, with N the next power
-of two of n; logits are ``[BT, PP]``, with PP the next power of two of their number: n, or n×n row by row. Padding is
-zero in what comes in and meaningless in what goes out.
-
-The formulas are those of ``hyperconn.gates``.
+See ``DevicePair``. Weights are ``[BT, N]``, logits ``[BT, PP]``: n of them, or n×n row by row.
 """
 
 from __future__ import annotations

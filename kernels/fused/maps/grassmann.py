@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hyperconn.kernels.fused.maps.cayley import cayley, cayley_backward, matmul, transpose
+from hyperconn.kernels.fused.maps.cayley import CAPS, cayley, cayley_backward, matmul, transpose
 from hyperconn.kernels.fused.pair import DevicePair
 from hyperconn.kernels.fused.tiles import put, row_of, take
 
@@ -50,11 +50,6 @@ def _grassmann_backward(theta, dH, n: tl.constexpr, N: tl.constexpr, OPTIONS: tl
     return dtheta
 
 
-def grassmann_pair(rank: int, largest_skew: tuple[float, float]) -> DevicePair:
-    """Projectors of that rank.
-
-    Args:
-        rank: p, between 1 and n.
-        largest_skew: largest entry of the skew matrix that is taken as it is, in float32 and in float64.
-    """
-    return DevicePair(_grassmann_forward, _grassmann_backward, (rank, *largest_skew))
+def grassmann_pair(rank: int) -> DevicePair:
+    """Projectors of that rank, between 1 and n."""
+    return DevicePair(_grassmann_forward, _grassmann_backward, (rank, *CAPS))

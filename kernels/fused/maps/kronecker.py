@@ -20,11 +20,10 @@ from hyperconn.kernels.fused.pair import DevicePair
 
 
 def kronecker_pair(sizes: Sequence[int]) -> DevicePair:
-    """The pair of ``U₁ ⊗ U₂ ⊗ …``, each ``Σ softmax(theta)_k P_k`` over the permutations of its size.
+    """The pair of ``U₁ ⊗ U₂ ⊗ …``, each ``Σ softmax(theta)_k P_k`` over the permutations of its size, at most 8.
 
-    Args:
-        sizes: of the factors, each at most 8 (three bits a position); none makes the identity. Their coordinates, m!
-            each in the order of ``itertools.permutations``, follow one another in theta.
+    No factor makes the identity. The coordinates of the factors, m! each in the order of ``itertools.permutations``,
+    follow one another in theta.
 
     Source: KromHC, arXiv 2601.21579; mHC-lite, arXiv 2601.05732, for one factor.
     """

@@ -40,15 +40,10 @@ def sinkhorn_pair(
     implicit: bool = False,
     rounded: bool = False,
 ) -> DevicePair | None:
-    """The pair of ``sinkhorn(theta, …)``, followed by ``round_to_doubly_stochastic`` if ``rounded``.
+    """The pair of ``sinkhorn(theta, …)``, n² logits row by row; if ``rounded``, also of ``round_to_doubly_stochastic``.
 
-    Args:
-        iterations, first_axis, eps, eps_mode, implicit: as in `hyperconn.kernels.maps.sinkhorn`.
-        rounded: finish on the doubly stochastic matrices.
-
-    Returns:
-        The pair for the n² logits, row by row, n ≤ 16; None for more than 32 sweeps that have to be differentiated
-        one by one.
+    The other options are those of `hyperconn.kernels.maps.sinkhorn`. None for more than 32 sweeps that have to be
+    differentiated one by one.
 
     Source: mHC, arXiv 2512.24880; JPmHC, arXiv 2602.18308, for the implicit gradient.
     """

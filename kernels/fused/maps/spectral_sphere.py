@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from hyperconn.kernels.fused.maps.cayley import (
+    CAPS,
     cayley,
     cayley_backward,
     matmul,
@@ -111,13 +112,6 @@ def _sphere_backward(theta, dH, n: tl.constexpr, N: tl.constexpr, OPTIONS: tl.co
     return d_bounded * bounds * tanh_derivative(theta)
 
 
-def spectral_sphere_pair(
-    gamma: float, isometric: bool, preserve_mean: bool, largest_skew: tuple[float, float]
-) -> DevicePair:
-    """The spectral sphere with these options.
-
-    Args:
-        gamma, isometric, preserve_mean: as in ``hyperconn.manifolds.SpectralSphere``.
-        largest_skew: largest entry of a skew matrix that is taken as it is, in float32 and in float64.
-    """
-    return DevicePair(_sphere_forward, _sphere_backward, (gamma, isometric, preserve_mean, *largest_skew))
+def spectral_sphere_pair(gamma: float, isometric: bool, preserve_mean: bool) -> DevicePair:
+    """The spectral sphere with the options of ``hyperconn.manifolds.SpectralSphere``."""
+    return DevicePair(_sphere_forward, _sphere_backward, (gamma, isometric, preserve_mean, *CAPS))

@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from hyperconn.kernels.fused.maps.cayley import (
+    CAPS,
     cayley,
     cayley_backward,
     eye_like,
@@ -75,16 +76,11 @@ def _iterative_backward(theta, dH, n: tl.constexpr, N: tl.constexpr, OPTIONS: tl
     return _coordinates(dM * (OPTIONS[0] * 0.5), n, N, theta.shape[1], OPTIONS[2])
 
 
-def stiefel_pair(largest_skew: tuple[float, float], full: bool = False) -> DevicePair:
-    """The exact Cayley transform.
-
-    Args:
-        largest_skew: largest entry of the skew matrix that is taken as it is, in float32 and in float64.
-        full: whether there are n² coordinates, or those of a triangle.
-    """
-    return DevicePair(_stiefel_forward, _stiefel_backward, (*largest_skew, full))
+def stiefel_pair(full: bool, caps: tuple[float, float] = CAPS) -> DevicePair:
+    """The exact Cayley transform of n² coordinates, or of those of a triangle; larger skew entries are scaled down."""
+    return DevicePair(_stiefel_forward, _stiefel_backward, (*caps, full))
 
 
-def iterative_pair(alpha: float, steps: int, full: bool = False) -> DevicePair:
+def iterative_pair(alpha: float, steps: int, full: bool) -> DevicePair:
     """The fixed-point iteration of JPmHC; not exact."""
     return DevicePair(_iterative_forward, _iterative_backward, (alpha, steps, full))

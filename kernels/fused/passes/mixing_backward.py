@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hyperconn.kernels.fused.launch import Launch
+from hyperconn.kernels.fused.launch import launch
 from hyperconn.kernels.fused.tiles import streams_of, zeros
 from hyperconn.kernels.fused.tuning import accumulator, channel_tile, splits
 
@@ -63,15 +63,11 @@ def mixing_backward(x: Tensor, G: Tensor | None, du: Tensor | None) -> tuple[Ten
     count, length = splits(token_tiles * blocks, C, BC, fewest_steps=2)
     dH = x.new_empty(count, T if G is not None else 0, n, n, dtype=accumulator(x.dtype))
     dpre = x.new_empty(count, T if du is not None else 0, n, dtype=accumulator(x.dtype))
-    Launch(
-        _mixing_backward_kernel,
-        (token_tiles, count, blocks),
-        {
-            "x_ptr": x, "G_ptr": x if G is None else G, "du_ptr": x if du is None else du, "dH_ptr": dH,
-            "dpre_ptr": dpre, "T": T, "C": C, "LENGTH": length,
-        },
-        {"n": n, "ROWS": rows, "HAS_G": G is not None, "HAS_DU": du is not None, "BT": BT, "BC": BC},
-    ).run()  # fmt: skip
+    launch(
+        _mixing_backward_kernel, (token_tiles, count, blocks),
+        x, x if G is None else G, x if du is None else du, dH, dpre, T, C, length,
+        n=n, ROWS=rows, HAS_G=G is not None, HAS_DU=du is not None, BT=BT, BC=BC,
+    )  # fmt: skip
     if count == 1:
         return dH.squeeze(0), dpre.squeeze(0)
     return dH.sum(0), dpre.sum(0)

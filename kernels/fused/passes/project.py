@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hyperconn.kernels.fused.launch import Launch
+from hyperconn.kernels.fused.launch import launch
 from hyperconn.kernels.fused.passes.dots import accumulate_dot
 from hyperconn.kernels.fused.tuning import accumulator, is_short, power_of_two, splits
 
@@ -42,18 +42,16 @@ def project(x: Tensor, fn: Tensor) -> Tensor:
     """
     (T, n, C), P = x.shape, fn.shape[0]
     K, dtype = n * C, accumulator(torch.promote_types(x.dtype, fn.dtype))
-    PB, short = min(power_of_two(max(P, 16)), 128), is_short(x.dtype)
+    PB = min(power_of_two(max(P, 16)), 128)
     BT = 16 if T <= 1024 else 32 if PB > 64 else 64
     BK = min(max(16, power_of_two(K)), 64)
     token_tiles = triton.cdiv(T, BT)
     count, length = splits(token_tiles, K, BK, fewest_steps=8)
     raw = x.new_empty(count, T, P + 1, dtype=dtype)
-    Launch(
-        _project_kernel,
-        (token_tiles, count, triton.cdiv(P, PB)),
-        {"x_ptr": x, "fn_ptr": fn, "raw_ptr": raw, "T": T, "K": K, "LENGTH": length},
-        {"P": P, "PB": PB, "BT": BT, "BK": BK, "SHORT": short},
+    launch(
+        _project_kernel, (token_tiles, count, triton.cdiv(P, PB)), x, fn, raw, T, K, length,
+        P=P, PB=PB, BT=BT, BK=BK, SHORT=is_short(x.dtype),
         num_warps=8 if BT > 16 or PB > 32 else 4,
         num_stages=3 if PB <= 64 else 2,  # three would be more shared memory than AMD has
-    ).run()
+    )  # fmt: skip
     return raw.sum(0) if count > 1 else raw.squeeze(0)

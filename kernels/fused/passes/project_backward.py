@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hyperconn.kernels.fused.launch import Launch
+from hyperconn.kernels.fused.launch import launch
 from hyperconn.kernels.fused.passes.dots import accumulate_dot
 from hyperconn.kernels.fused.tiles import streams_of, zeros
 from hyperconn.kernels.fused.tuning import accumulator, channel_tile, is_short, power_of_two, splits
@@ -140,19 +140,12 @@ def project_backward(
 ) -> tuple[Tensor, Tensor]:
     """``dx [T, n, C]`` in the dtype of x and ``dfn [P, n·C]`` in that of fn.
 
-    Pairs that are None drop their term. What is not needed comes back without tokens or rows, ``[0, …]``.
-
-    Args:
-        x: ``[T, n, C]``.
-        H, G: ``[T, n, n]`` and ``[T, n, C]``.
-        pre, du: ``[T, n]`` and ``[T, C]``.
-        fn, draw: ``[P, n·C]`` and ``[T, P + 1]``.
-        needs_x, needs_fn: which gradients are wanted.
+    Pairs that are None drop their term: ``H [T, n, n]`` and ``G [T, n, C]``, ``pre [T, n]`` and ``du [T, C]``, ``fn``
+    and ``draw [T, P + 1]``. What is not needed comes back without tokens or rows, ``[0, …]``.
     """
     T, n, C = x.shape
     P = 1 if fn is None else fn.shape[0]
     needs_fn = needs_fn and fn is not None
-    short, dtype = is_short(x.dtype), accumulator(x.dtype)
     PB = min(power_of_two(max(P, 16)), 64)
     BC = channel_tile(C, 64)
     together = needs_x and needs_fn and P <= PB and power_of_two(n) * PB <= _LARGEST_SHARE
@@ -162,29 +155,19 @@ def project_backward(
         BT = 16
         programs = triton.cdiv(C, BC)
         count, length = splits(programs, T, BT, fewest_steps=16)
-        dfn = x.new_empty(count if together else 0, P, n * C, dtype=dtype)
-        Launch(
-            _streams_backward_kernel,
-            (programs, count),
-            {
-                "x_ptr": x, "G_ptr": x if G is None else G, "H_ptr": x if H is None else H,
-                "du_ptr": x if du is None else du, "pre_ptr": x if pre is None else pre,
-                "fn_ptr": x if fn is None else fn, "draw_ptr": x if draw is None else draw,
-                "dx_ptr": dx, "dfn_ptr": dfn, "T": T, "C": C, "LENGTH": length,
-            },
-            {
-                "n": n, "P": P, "PB": PB, "BLOCKS": triton.cdiv(P, PB), "HAS_G": G is not None,
-                "HAS_DU": du is not None, "HAS_RAW": draw is not None, "WITH_DFN": together, "BT": BT, "BC": BC,
-                "SHORT": short,
-            },
+        dfn = x.new_empty(count if together else 0, P, n * C, dtype=accumulator(x.dtype))
+        given = (x if tensor is None else tensor for tensor in (G, H, du, pre, fn, draw))
+        launch(
+            _streams_backward_kernel, (programs, count), x, *given, dx, dfn, T, C, length,
+            n=n, P=P, PB=PB, BLOCKS=triton.cdiv(P, PB), BT=BT, BC=BC, SHORT=is_short(x.dtype),
+            HAS_G=G is not None, HAS_DU=du is not None, HAS_RAW=draw is not None, WITH_DFN=together,
             num_warps=8,
             num_stages=2 if P <= PB else 1,  # blocks of coordinates held ahead are more than AMD has memory for
-        ).run()  # fmt: skip
+        )  # fmt: skip
     if not needs_fn:
         return dx, x.new_empty(0, n * C)
-    assert fn is not None
+    assert fn is not None and draw is not None
     if not together:
-        assert draw is not None
         dfn = _weights_backward(x, draw, P)
     assert dfn is not None
     total = dfn.sum(0) if len(dfn) > 1 else dfn.squeeze(0)
@@ -199,11 +182,8 @@ def _weights_backward(x: Tensor, draw: Tensor, P: int) -> Tensor:
     programs = triton.cdiv(K, BK) * triton.cdiv(P, PB)
     count, length = splits(programs, T, BT, fewest_steps=8)
     dfn = x.new_empty(count, P, K, dtype=accumulator(x.dtype))
-    Launch(
-        _weights_backward_kernel,
-        (triton.cdiv(K, BK), count, triton.cdiv(P, PB)),
-        {"x_ptr": x, "draw_ptr": draw, "dfn_ptr": dfn, "T": T, "K": K, "LENGTH": length},
-        {"P": P, "PB": PB, "BT": BT, "BK": BK, "SHORT": is_short(x.dtype)},
-        num_warps=8,
-    ).run()
+    launch(
+        _weights_backward_kernel, (triton.cdiv(K, BK), count, triton.cdiv(P, PB)), x, draw, dfn, T, K, length,
+        P=P, PB=PB, BT=BT, BK=BK, SHORT=is_short(x.dtype), num_warps=8,
+    )  # fmt: skip
     return dfn

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hyperconn.kernels.fused.launch import Launch
+from hyperconn.kernels.fused.launch import launch
 from hyperconn.kernels.fused.tuning import channel_tile
 
 
@@ -29,10 +29,5 @@ def read(x: Tensor, pre: Tensor) -> Tensor:
     u = x.new_empty(T, C)
     BC = channel_tile(C, 512)
     BT = 2048 // BC if T > 1024 else max(1, 512 // BC)
-    Launch(
-        _read_kernel,
-        (triton.cdiv(T, BT), triton.cdiv(C, BC)),
-        {"x_ptr": x, "pre_ptr": pre, "u_ptr": u, "T": T, "C": C},
-        {"n": n, "BT": BT, "BC": BC},
-    ).run()
+    launch(_read_kernel, (triton.cdiv(T, BT), triton.cdiv(C, BC)), x, pre, u, T, C, n=n, BT=BT, BC=BC)
     return u

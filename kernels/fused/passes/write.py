@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hyperconn.kernels.fused.launch import Launch
+from hyperconn.kernels.fused.launch import launch
 from hyperconn.kernels.fused.passes.dots import accumulate_dot
 from hyperconn.kernels.fused.passes.project import project
 from hyperconn.kernels.fused.tiles import streams_of
@@ -84,12 +84,7 @@ def write(x: Tensor, H: Tensor, post: Tensor, y: Tensor) -> Tensor:
     written = torch.empty_like(x)
     BC = channel_tile(C, 256)
     BT = max(1, (8192 if T > 1024 else 1024) // (power_of_two(n) * BC))
-    Launch(
-        _write_kernel,
-        (triton.cdiv(T, BT), triton.cdiv(C, BC)),
-        {"x_ptr": x, "H_ptr": H, "post_ptr": post, "y_ptr": y, "out_ptr": written, "T": T, "C": C},
-        {"n": n, "BT": BT, "BC": BC},
-    ).run()
+    launch(_write_kernel, (triton.cdiv(T, BT), triton.cdiv(C, BC)), x, H, post, y, written, T, C, n=n, BT=BT, BC=BC)
     return written
 
 
@@ -100,19 +95,13 @@ def write_project(x: Tensor, H: Tensor, post: Tensor, y: Tensor, fn: Tensor) -> 
         written = write(x, H, post, y)
         return written, project(written, fn)
     written, dtype = torch.empty_like(x), accumulator(torch.promote_types(x.dtype, fn.dtype))
-    PP, short = power_of_two(max(P, 16)), is_short(x.dtype)
-    BT = 16
+    PP, BT = power_of_two(max(P, 16)), 16
     BC = channel_tile(C, 64 if n <= 4 else 32)
     token_tiles = triton.cdiv(T, BT)
     count, length = splits(token_tiles, C, BC, fewest_steps=4)
     raw = x.new_empty(count, T, P + 1, dtype=dtype)
-    Launch(
-        _write_project_kernel,
-        (token_tiles, count),
-        {
-            "x_ptr": x, "H_ptr": H, "post_ptr": post, "y_ptr": y, "fn_ptr": fn, "out_ptr": written, "raw_ptr": raw,
-            "T": T, "C": C, "LENGTH": length,
-        },
-        {"n": n, "P": P, "PP": PP, "BT": BT, "BC": BC, "SHORT": short},
-    ).run()  # fmt: skip
+    launch(
+        _write_project_kernel, (token_tiles, count), x, H, post, y, fn, written, raw, T, C, length,
+        n=n, P=P, PP=PP, BT=BT, BC=BC, SHORT=is_short(x.dtype),
+    )  # fmt: skip
     return written, raw.sum(0) if count > 1 else raw.squeeze(0)

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hyperconn.kernels.fused.launch import Launch
+from hyperconn.kernels.fused.launch import launch
 from hyperconn.kernels.fused.tiles import zeros
 from hyperconn.kernels.fused.tuning import channel_tile, power_of_two, splits
 
@@ -46,13 +46,5 @@ def write_backward(G: Tensor, post: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     token_tiles = triton.cdiv(T, BT)
     count, length = splits(token_tiles, C, BC)
     dpost = post.new_empty(count, T, n)
-    Launch(
-        _write_backward_kernel,
-        (token_tiles, count),
-        {
-            "G_ptr": G, "post_ptr": post, "y_ptr": y, "dy_ptr": dy, "dpost_ptr": dpost,
-            "T": T, "C": C, "LENGTH": length,
-        },
-        {"n": n, "BT": BT, "BC": BC},
-    ).run()  # fmt: skip
+    launch(_write_backward_kernel, (token_tiles, count), G, post, y, dy, dpost, T, C, length, n=n, BT=BT, BC=BC)
     return dy, dpost.sum(0) if count > 1 else dpost.squeeze(0)

@@ -9,9 +9,6 @@ import torch
 from torch import Tensor
 
 from hyperconn.manifolds import Invariant, Manifold, invariants
-from hyperconn.manifolds.core.map import MAX_FUSED_STREAMS
-
-_FAR = 64.0  # exp(-64) vanishes beside 1 in float64
 
 circulant = Invariant(
     "circulant",
@@ -61,11 +58,7 @@ class Circulant(Manifold):
     def norm_bound(self) -> float:
         return 1.0
 
-    @property
-    def kernel(self) -> Any | None:
-        if self.n > MAX_FUSED_STREAMS:
-            return None
-        # Here and not above: nothing but the device pair may need triton.
+    def device_pair(self) -> Any | None:
         from hyperconn_example_manifolds.circulant_kernel import CIRCULANT
 
         return CIRCULANT
@@ -80,9 +73,6 @@ class Circulant(Manifold):
         shift = torch.eye(self.n, dtype=theta.dtype, device=theta.device).roll(1, 1)
         powers = torch.stack([torch.linalg.matrix_power(shift, k) for k in range(self.n)])
         return (weights[..., None, None] * powers).sum(-3)
-
-    def identity_coordinates(self) -> list[float]:
-        return self.initial_coordinates(_FAR)
 
     def initial_coordinates(self, sharpness: float) -> list[float]:
         return [0.0] + [-sharpness] * (self.n - 1)
