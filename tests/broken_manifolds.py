@@ -1,9 +1,10 @@
-"""For each law, manifolds that break it and no other."""
+"""For each law, manifolds that break it and no other: the healthy one with something changed."""
 
 from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,26 +13,16 @@ import broken_gradients
 from healthy_manifold import Circulant
 from hyperconn.manifolds import Invariant, Manifold, Stiefel, Symmetry, invariants
 
-# ---------------------------------------------------------------------------------------------------- the interface
+
+def refuse(self, argument):
+    raise NotImplementedError
 
 
 class _Plain(Circulant):
     """Without the second opinions on the map, which would all see that it is wrong."""
 
     symmetries = ()
-
-    def reference(self, theta):
-        raise NotImplementedError
-
-    def coordinates(self, H):
-        raise NotImplementedError
-
-
-class FlattensBatches(_Plain):
-    breaks = "shape"
-
-    def forward(self, theta):
-        return super().forward(theta.reshape(-1, self.n))
+    reference = coordinates = refuse
 
 
 class WidensHalfPrecision(Circulant):
@@ -40,36 +31,6 @@ class WidensHalfPrecision(Circulant):
     def __call__(self, theta):
         H = super().__call__(theta)
         return H.float() if H.dtype == torch.float16 else H
-
-
-class IdentityInDefaultDtype(Circulant):
-    breaks = "dtype"
-
-    def identity(self, *, dtype=None, device=None):
-        return super().identity(device=device)
-
-
-class BuildsOnTheCPU(Circulant):
-    breaks = "device"
-
-    def forward(self, theta):
-        return super().forward(theta) + torch.zeros(self.n, self.n, dtype=theta.dtype)
-
-
-class SeesTheBatchSize(_Plain):
-    breaks = "batched"
-    also = ("extremes",)
-
-    def forward(self, theta):
-        return super().forward(theta * (1 + 0.01 * theta[..., 0].numel()))
-
-
-class Jitters(Circulant):
-    breaks = "pure"
-    calls = itertools.count()
-
-    def forward(self, theta):
-        return super().forward(theta) * (1 + next(self.calls) % 2 * torch.finfo(theta.dtype).eps)
 
 
 class RollsDice(Circulant):
@@ -115,16 +76,6 @@ class LetsAutocastIn(Circulant):
         return (torch.softmax(theta, -1) @ shifts.flatten(1)).unflatten(-1, (self.n, self.n))
 
 
-class IsAnotherInAGraph(Circulant):
-    breaks = "compiled"
-
-    def forward(self, theta):
-        return super().forward(2 * theta if torch.compiler.is_compiling() else theta)
-
-
-# ------------------------------------------------------------------------------------------------------- wrong input
-
-
 class TakesIntegers(Circulant):
     breaks = "wrong_inputs"
 
@@ -142,24 +93,6 @@ class CutsToWidth(Circulant):
         return super().__call__(theta[..., : self.n] if wide else theta)
 
 
-class HidesNaN(Circulant):
-    breaks = "not_a_number"
-
-    def forward(self, theta):
-        return super().forward(theta.nan_to_num(nan=0.0))
-
-
-class SpreadsNaN(Circulant):
-    breaks = "not_a_number"
-    also = ("extremes",)
-
-    def forward(self, theta):
-        return super().forward(theta + 0 * theta.reshape(-1, self.n).sum(0))
-
-
-# ------------------------------------------------------------------------------------------------------- membership
-
-
 class LeavesTheSetFarOut(Circulant):
     breaks = "membership"
 
@@ -174,13 +107,6 @@ class LeavesTheSetAtTheEnd(Circulant):
     def forward(self, theta):
         far = theta.abs().amax(-1) > 5e4
         return super().forward(theta) * torch.where(far, 0.5, 1.0)[..., None, None].to(theta.dtype)
-
-
-class PassesOverACoordinate(_Plain):
-    breaks = "first_derivative"
-
-    def forward(self, theta):
-        return super().forward(torch.cat([theta[..., :-1], 0 * theta[..., -1:] - 64], -1))
 
 
 @dataclass(frozen=True)
@@ -206,11 +132,7 @@ class CallsSymmetryClosed(Manifold):
     also = ("extremes",)
     name = "symmetric"
     exact = True
-
-    @property
-    def num_coordinates(self):
-        return self.n**2
-
+    num_coordinates = property(lambda self: self.n**2)
     invariants = (replace(invariants.symmetric, closed_under_products=True), invariants.non_expansive)
     contains_identity = False
 
@@ -222,18 +144,6 @@ class CallsSymmetryClosed(Manifold):
 
     def identity_coordinates(self):
         return 1e3 * torch.eye(self.n).flatten()
-
-
-class PromisesASmallerNorm(Circulant):
-    breaks = "norm_bound"
-    norm_bound = 0.9
-
-
-class SeesNoViolation(Circulant):
-    breaks = "perturbation"
-
-    def violation(self, H):
-        return 0 * super().violation(H)
 
 
 class IgnoresSigns(Circulant):
@@ -267,28 +177,6 @@ class MeasuresByHalves(Circulant):
         return tuple(half if invariant == half else invariant for invariant in own)
 
 
-# ------------------------------------------------------------------------------------------------------------- points
-
-
-class MissesTheIdentity(Circulant):
-    breaks = "identity"
-
-    def identity_coordinates(self):
-        return [0.0] * self.n
-
-
-class DeniesTheIdentity(Circulant):
-    breaks = "identity"
-    contains_identity = False
-
-
-class StartsSaturated(Circulant):
-    breaks = "initial"
-
-    def initial_coordinates(self, sharpness):
-        return super().initial_coordinates(1e4)
-
-
 class StartsFurtherTheSharper(Circulant):
     breaks = "initial"
 
@@ -297,88 +185,6 @@ class StartsFurtherTheSharper(Circulant):
 
     def initial_coordinates(self, sharpness):
         return super().initial_coordinates(8.0 / sharpness)
-
-
-class InvertsTheTranspose(Circulant):
-    breaks = "round_trip"
-
-    def coordinates(self, H):
-        return super().coordinates(H.mT)
-
-
-# ------------------------------------------------------------------------------------------------------------ objects
-
-
-class ForgivesEverything(Circulant):
-    breaks = "tolerance"
-
-    def tolerance(self, dtype):
-        return 1.0
-
-
-class MiscountsItsGroups(Circulant):
-    breaks = "declarations"
-
-    @property
-    def coordinate_groups(self):
-        return (("residual", self.n + 1),)
-
-
-class IsExactAboutNothing(Circulant):
-    breaks = "declarations"
-    exact_invariants = ()
-
-
-class BoundsItsNormLoosely(Circulant):
-    breaks = "declarations"
-    norm_bound = 2.0
-
-
-class ComparesByIdentity(Circulant):
-    breaks = "value_semantics"
-    __eq__ = object.__eq__
-    __hash__ = object.__hash__
-
-
-class Thaws(Circulant):
-    breaks = "value_semantics"
-    __setattr__ = object.__setattr__
-
-
-# ---------------------------------------------------------------------------------------------------------- relations
-
-
-class CallsRotationsConvex(Stiefel):
-    breaks = "mixtures"
-    invariants = (replace(invariants.orthogonal, closed_under_mixtures=True), invariants.spectral_norm)
-
-
-_NEIGHBOURS = Invariant(
-    "neighbours", "H[0, 1] = H[1, 2]", lambda H: (H[..., 0, 1] - H[..., 1, 2]).abs(), closed_under_relabelling=True
-)
-
-
-class CallsTheOrderIndifferent(Circulant):
-    """That neighbours get equal weights is true of shifts, until the streams are numbered in another order."""
-
-    breaks = "relabelling"
-    size = 4
-
-    @property
-    def invariants(self):
-        return (*super().invariants, _NEIGHBOURS)
-
-
-class HasAnotherFormula(Circulant):
-    breaks = "reference"
-
-    def reference(self, theta):
-        return super().reference(theta).mT
-
-
-class IsLessSymmetricThanItSays(Circulant):
-    breaks = "symmetries"
-    symmetries = (Symmetry("negation", "m(−θ) = m(θ)ᵀ", lambda theta, draw: -theta, lambda H, draw: H.mT),)
 
 
 class ForgetsWhereItWas(Circulant):
@@ -391,8 +197,78 @@ class ForgetsWhereItWas(Circulant):
         return torch.where(noisy[..., None], super().coordinates(H.mT), super().coordinates(H))
 
 
-BROKEN: tuple[Manifold, ...] = tuple(
-    cls(n=getattr(cls, "size", 3))
+_NEIGHBOURS = Invariant(
+    "neighbours", "H[0, 1] = H[1, 2]", lambda H: (H[..., 0, 1] - H[..., 1, 2]).abs(), closed_under_relabelling=True
+)
+_NEGATION = Symmetry("negation", "m(−θ) = m(θ)ᵀ", lambda theta, draw: -theta, lambda H, draw: H.mT)
+_ROTATIONS = (replace(invariants.orthogonal, closed_under_mixtures=True), invariants.spectral_norm)
+_CALLS = itertools.count()
+_forward = Circulant.forward
+
+
+def made(law: str, name: str, base: type[Manifold] = Circulant, n: int = 3, **members: Any) -> Manifold:
+    """A subclass of ``base`` that breaks a law by these members, at n streams; pickle finds the class here."""
+    globals()[name] = type(name, (base,), {"breaks": law, "__module__": __name__, **members})
+    return globals()[name](n=n)
+
+
+MADE = (
+    made("shape", "FlattensBatches", _Plain, forward=lambda m, theta: _forward(m, theta.reshape(-1, m.n))),
+    made(
+        "dtype", "IdentityInDefaultDtype", identity=lambda m, **kind: Circulant.identity(m, device=kind.get("device"))
+    ),
+    made("device", "BuildsOnTheCPU", forward=lambda m, theta: _forward(m, theta) + torch.zeros(3, 3).to(theta.dtype)),
+    made(
+        "batched",
+        "SeesTheBatchSize",
+        _Plain,
+        also=("extremes",),
+        forward=lambda m, theta: _forward(m, theta * (1 + 0.01 * theta[..., 0].numel())),
+    ),
+    made(
+        "pure",
+        "Jitters",
+        forward=lambda m, theta: _forward(m, theta) * (1 + next(_CALLS) % 2 * torch.finfo(theta.dtype).eps),
+    ),
+    made(
+        "compiled",
+        "IsAnotherInAGraph",
+        forward=lambda m, theta: _forward(m, 2 * theta if torch.compiler.is_compiling() else theta),
+    ),
+    made("not_a_number", "HidesNaN", forward=lambda m, theta: _forward(m, theta.nan_to_num(nan=0.0))),
+    made(
+        "not_a_number",
+        "SpreadsNaN",
+        also=("extremes",),
+        forward=lambda m, theta: _forward(m, theta + 0 * theta.reshape(-1, m.n).sum(0)),
+    ),
+    made(
+        "first_derivative",
+        "PassesOverACoordinate",
+        _Plain,
+        forward=lambda m, theta: _forward(m, torch.cat([theta[..., :-1], 0 * theta[..., -1:] - 64], -1)),
+    ),
+    made("norm_bound", "PromisesASmallerNorm", norm_bound=0.9),
+    made("perturbation", "SeesNoViolation", violation=lambda m, H: 0 * Circulant.violation(m, H)),
+    made("identity", "MissesTheIdentity", identity_coordinates=lambda m: [0.0] * m.n),
+    made("identity", "DeniesTheIdentity", contains_identity=False),
+    made("initial", "StartsSaturated", initial_coordinates=lambda m, sharpness: Circulant.initial_coordinates(m, 1e4)),
+    made("round_trip", "InvertsTheTranspose", coordinates=lambda m, H: Circulant.coordinates(m, H.mT)),
+    made("tolerance", "ForgivesEverything", tolerance=lambda m, dtype: 1.0),
+    made("declarations", "MiscountsItsGroups", coordinate_groups=property(lambda m: (("residual", m.n + 1),))),
+    made("declarations", "IsExactAboutNothing", exact_invariants=()),
+    made("declarations", "BoundsItsNormLoosely", norm_bound=2.0),
+    made("value_semantics", "ComparesByIdentity", __eq__=object.__eq__, __hash__=object.__hash__),
+    made("value_semantics", "Thaws", __setattr__=object.__setattr__),
+    made("mixtures", "CallsRotationsConvex", Stiefel, invariants=_ROTATIONS),
+    # That neighbours get equal weights is true of shifts, until the streams are numbered in another order.
+    made("relabelling", "CallsTheOrderIndifferent", n=4, invariants=(*Circulant.invariants, _NEIGHBOURS)),
+    made("reference", "HasAnotherFormula", reference=lambda m, theta: Circulant.reference(m, theta).mT),
+    made("symmetries", "IsLessSymmetricThanItSays", symmetries=(_NEGATION,)),
+)
+
+BROKEN: tuple[Manifold, ...] = MADE + tuple(
+    cls(n=3)
     for cls in [*globals().values(), *vars(broken_gradients).values()]
-    if isinstance(cls, type) and "breaks" in vars(cls)
+    if isinstance(cls, type) and "breaks" in vars(cls) and cls not in map(type, MADE)
 )
