@@ -47,9 +47,9 @@ def make_streams(block: HyperConnection, *batch: int, dtype: torch.dtype = torch
     return torch.randn(*batch, block.config.streams, block.stream_dim, dtype=dtype)
 
 
-def run(block: Any, x: Any, *args: Any, **kwargs: Any) -> Tensor:
+def run(block: Any, x: Any) -> Tensor:
     """The streams that a layer, or anything around one, returns."""
-    return streams_of(block(x, *args, **kwargs))
+    return streams_of(block(x))
 
 
 def gradients(output: Tensor, block: HyperConnection, x: Tensor) -> list[Tensor]:

@@ -10,30 +10,24 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hyperconn import (
-    HyperConnection,
-    HyperConnectionConfig,
-)
+from hyperconn import HyperConnection, HyperConnectionConfig
 from hyperconn.testing import formulas
 
 C = 12  # divisible by every n below, so that fractions work too
-SHAPES = ((), (3,), (2, 2))
 LAYERS = (0, 1, 6)
 
 
 class Branch(nn.Module):
     """A random nonlinear branch of the last dimension, the same for a token and for a batch."""
 
-    def __init__(self, dim: int = C, hidden: int = 7) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.w1 = nn.Parameter(torch.randn(hidden, dim, dtype=torch.float64))
-        self.w2 = nn.Parameter(torch.randn(dim, hidden, dtype=torch.float64))
+        self.w1 = nn.Parameter(torch.randn(7, C, dtype=torch.float64))
+        self.w2 = nn.Parameter(torch.randn(C, 7, dtype=torch.float64))
 
     def forward(self, u: Tensor) -> Tensor:
         return torch.tanh(u @ self.w1.T) @ self.w2.T
 
-
-# ------------------------------------------------------------------------------------------- the systems
 
 Formula = Callable[[HyperConnection, Tensor, Any], formulas.Sublayer]
 
@@ -46,9 +40,9 @@ class System:
     formula: Formula
     overrides: dict[str, Any] = field(default_factory=dict)
 
-    def block(self, n: int, layer_index: int = 0, *, dim: int = C, branch: nn.Module | None = None) -> HyperConnection:
+    def block(self, n: int, layer_index: int = 0, branch: nn.Module | None = None) -> HyperConnection:
         config = HyperConnectionConfig.preset(self.preset, streams=n, **self.overrides)
-        return HyperConnection(branch, dim=dim, config=config, layer_index=layer_index)
+        return HyperConnection(branch, dim=C, config=config, layer_index=layer_index)
 
 
 def flat(formula: Callable[..., formulas.Sublayer], **constants: Any) -> Formula:

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fused_cases import DEVICE, EXACT, EXACT_DTYPE, SIZES, exhaustive, relative_error
+from fused_cases import DEVICE, EXACT, EXACT_DTYPE, exhaustive, relative_error
 from hyperconn import gates
 from hyperconn.kernels.fused.coefficients import (
     CoefficientSpec,
@@ -90,7 +90,7 @@ def check(spec: CoefficientSpec, T: int, inputs: Inputs | None = None, tolerance
     return found
 
 
-@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("n", (1, 2, 3, 4, pytest.param(5, marks=exhaustive), pytest.param(8, marks=exhaustive)))
 def test_forward_and_backward(n: int) -> None:
     check(spec_of(n), 1)
     check(dataclasses.replace(spec_of(n, identity=n == 4), transposed=True), 3)
@@ -98,15 +98,10 @@ def test_forward_and_backward(n: int) -> None:
 
 
 GATE_PAIRS = tuple(itertools.zip_longest(READ_GATES, WRITE_GATES, fillvalue="linear"))
-
-
 ALL_PAIRS = (
-    *((n, *pair) for n in (1, 3, 4) for pair in GATE_PAIRS),
-    *(
-        pytest.param(n, *pair, marks=exhaustive)
-        for n in (2, 5, 8, 16)
-        for pair in itertools.product(READ_GATES, WRITE_GATES)
-    ),
+    *((3, *pair) for pair in GATE_PAIRS),
+    *(pytest.param(n, *pair, marks=exhaustive) for n in (1, 4) for pair in GATE_PAIRS),
+    *(pytest.param(n, *pair, marks=exhaustive) for n in (2, 16) for pair in itertools.product(READ_GATES, WRITE_GATES)),
 )
 
 
@@ -121,13 +116,8 @@ def test_every_gate_of_one_weight_a_stream_has_device_functions() -> None:
     assert gates.make("sigmoid", n=17).kernel is None
 
 
-@pytest.mark.parametrize("eps", (0.0, 1e-3, 0.5))
-def test_eps_outside_of_the_root(eps: float) -> None:
-    check(dataclasses.replace(spec_of(3), norm_eps=eps, norm_eps_outside=True), 5)
-
-
 @pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning", "ignore:invalid value:RuntimeWarning")  # numpy's
-@pytest.mark.parametrize(("eps", "outside"), [(0.0, False), (0.0, True), (1e-3, True), (1e-3, False)])
+@pytest.mark.parametrize(("eps", "outside"), [(0.0, False), (0.0, True), (0.5, True), (1e-3, False)])
 def test_a_token_of_zeros(eps: float, outside: bool) -> None:
     """It predicts nothing: its coefficients are those of base, and without an eps it has no gradient."""
     spec = dataclasses.replace(spec_of(3), norm_eps=eps, norm_eps_outside=outside)
@@ -172,14 +162,14 @@ def test_what_a_pair_leaves_in_the_padding_is_ignored() -> None:
     check(dataclasses.replace(spec_of(3), pair_key=messy.key), 5)
 
 
-@pytest.mark.parametrize(("most", "programs", "tiles"), ((2, 2, 10), (4096, 19, 1)))
+@pytest.mark.parametrize(("most", "programs", "tiles"), ((2, 2, 3), (4096, 6, 1)))
 def test_several_programs_and_several_tiles_a_program(
     most: int, programs: int, tiles: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hyperconn.kernels.fused.coefficients._MOST_PROGRAMS", most)
-    launched = launches(spec_of(4), 75)[0]
+    launched = launches(spec_of(4), 21)[0]
     assert launched.constants["BT"] == 4 and (launched.grid, launched.arguments["tiles"]) == ((programs,), tiles)
-    check(spec_of(4), 75)
+    check(spec_of(4), 21)
 
 
 def launches(spec: CoefficientSpec, T: int) -> list[Launch]:
@@ -195,9 +185,9 @@ def outputs_of(spec: CoefficientSpec) -> list[tuple[int, ...]]:
 
 def test_many_partial_sums() -> None:
     """More programs than one step of the last sum adds."""
-    sums = launches(spec_of(8), 40)[1]
-    assert sums.arguments["programs"] == 40 > sums.constants["ROWS"]
-    check(spec_of(8), 40)
+    sums = launches(spec_of(16), 9)[1]
+    assert sums.arguments["programs"] == 9 > sums.constants["ROWS"]
+    check(spec_of(16), 9)
 
 
 @pytest.mark.parametrize("name", [gate.name for gate in FUSED])
@@ -216,9 +206,6 @@ def test_gates_of_huge_logits(name: str) -> None:
     torch.testing.assert_close(weights.double(), expected, rtol=3e-5, atol=1e-38)
     cotangents = tuple(torch.ones(1, *s, device=DEVICE) for s in outputs_of(spec))
     assert all(part.isfinite().all() for part in coefficients_backward(raw, base, scale, *cotangents, spec))
-
-
-# ------------------------------------------------------------------ autograd, operators, compilation
 
 
 def test_autograd_with_strided_inputs_and_missing_cotangents() -> None:

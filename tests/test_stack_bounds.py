@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from hyperconn import HyperConnection, HyperConnectionConfig, HyperConnectionStack, manifolds
 from hyperconn.manifolds import Manifold, invariants
 
-DEPTH, DIM = 24, 6
+DEPTH, DIM = 8, 6
 
-INSTANCES = [instance for name in manifolds.available() for instance in manifolds.get(name).examples()]
-NON_EXPANSIVE = [m for m in INSTANCES if m.norm_bound is not None and m.norm_bound <= 1.0]
+# One of each class and number of streams: how well each keeps its bound is the business of the laws.
+EXAMPLES = [m for name in manifolds.available() for m in manifolds.get(name).examples()]
+NON_EXPANSIVE = {(m.name, m.n): m for m in EXAMPLES if m.norm_bound is not None and m.norm_bound <= 1.0 and m.n < 5}
 
 
 class Silent(nn.Module):
@@ -25,7 +26,6 @@ class Silent(nn.Module):
 def layers_of(manifold: Manifold, **overrides: str) -> list[HyperConnection]:
     """``DEPTH`` layers with other random coefficients each, which depend on the token."""
     config = HyperConnectionConfig(manifold.n, manifold=manifold, scale_init=1.0, **overrides)
-    assert config.make_manifold() == manifold
     layers = [HyperConnection(Silent(), DIM, config, layer_index=k).double() for k in range(DEPTH)]
     generator = torch.Generator().manual_seed(7)
     for parameter in nn.ModuleList(layers).parameters():
@@ -39,10 +39,9 @@ def norms(x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("orientation", ("direct", "transposed"))
-@pytest.mark.parametrize("manifold", NON_EXPANSIVE, ids=repr)
-def test_no_layer_makes_the_streams_longer(manifold: Manifold, orientation: str) -> None:
-    layers = layers_of(manifold, orientation=orientation)
-    slack = 1 + 4 * manifold.tolerance(torch.float64)
+@pytest.mark.parametrize("manifold", NON_EXPANSIVE.values(), ids=repr)
+def test_no_layer_makes_streams_or_gradients_longer(manifold: Manifold, orientation: str) -> None:
+    layers, slack = layers_of(manifold, orientation=orientation), 1 + 4 * manifold.tolerance(torch.float64)
     start = x = torch.randn(16, manifold.n, DIM, dtype=torch.float64)
     for layer in layers:
         before, x = x, layer(x).detach()
@@ -51,24 +50,18 @@ def test_no_layer_makes_the_streams_longer(manifold: Manifold, orientation: str)
             torch.testing.assert_close(x.mean(-2), start.mean(-2))
         if invariants.orthogonal in manifold.invariants:
             torch.testing.assert_close(norms(x), norms(before))
-    torch.testing.assert_close(HyperConnectionStack(layers)(start), x)
-
-
-@pytest.mark.parametrize("manifold", NON_EXPANSIVE, ids=repr)
-def test_nor_is_a_gradient_longer_on_its_way_back(manifold: Manifold) -> None:
-    """With coefficients that do not look at the token; those that do have gradients of their own."""
-    stack = HyperConnectionStack(layers_of(manifold, predictor="static"))
-    x = torch.randn(16, manifold.n, DIM, dtype=torch.float64, requires_grad=True)
-    cotangent = torch.randn_like(x)
-    (gradient,) = torch.autograd.grad(stack(x), x, cotangent)
-    assert (norms(gradient) <= norms(cotangent) * (1 + 4 * DEPTH * manifold.tolerance(torch.float64))).all()
+    # With coefficients that do not look at the token; those that do have gradients of their own.
+    static = HyperConnectionStack(layers_of(manifold, orientation=orientation, predictor="static"))
+    cotangent = torch.randn_like(start)
+    (gradient,) = torch.autograd.grad(static(start.requires_grad_()), start, cotangent)
+    assert (norms(gradient) <= norms(cotangent) * slack**DEPTH).all()
 
 
 def test_the_bound_is_not_kept_by_accident() -> None:
-    """The control grows beyond any bound, most others do mix, and there are enough of them."""
-    assert len(NON_EXPANSIVE) > 40 and {m.name for m in NON_EXPANSIVE} >= {"birkhoff", "kronecker", "stiefel"}
+    """The control grows beyond any bound, and the others do mix."""
+    assert {m.name for m in EXAMPLES} - {name for name, _ in NON_EXPANSIVE} == {"unconstrained"}
     x = torch.randn(16, 4, DIM, dtype=torch.float64)
     assert (norms(HyperConnectionStack(layers_of(manifolds.make("unconstrained", n=4)))(x)) > 100 * norms(x)).all()
-    for m in NON_EXPANSIVE:
+    for m in NON_EXPANSIVE.values():
         if m.n == 4 and m.num_coordinates:
             assert (HyperConnectionStack(layers_of(m))(x) - x).abs().max() > 0.1

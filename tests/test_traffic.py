@@ -9,7 +9,6 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 import harness
 import traffic
@@ -135,21 +134,6 @@ def test_sums_of_autograd_are_counted() -> None:
     assert found.total("streams", "torch") == found.total() == 7 * 352
 
 
-def test_operators_of_a_library_are_charged_for_what_they_do() -> None:
-    """Not for their arguments, which their kernels read: that would count twice."""
-    with torch.library._scoped_library("counting_test", "DEF") as library:
-        library.define("copy_and_add(Tensor x) -> Tensor")
-
-        def copy_and_add(x: Tensor) -> Tensor:
-            y = torch.empty_like(x)
-            _copy[(6,)](x, y, x.numel(), BLOCK=16)
-            return y + 1
-
-        library.impl("copy_and_add", copy_and_add, "CompositeExplicitAutograd")
-        found = traffic_of(lambda: torch.ops.counting_test.copy_and_add(X))
-    assert found.total("kernel") == 704 and found.total("torch") == 704
-
-
 def figures(
     n: int, tokens: int, channels: int, contender: object, dtype: torch.dtype = torch.float32
 ) -> list[list[float]]:
@@ -157,22 +141,18 @@ def figures(
 
 
 def test_layers_move_what_the_formulas_say() -> None:
-    n = 3
-    layer, stack = (figures(n, 17, 19, one, torch.bfloat16) for one in (traffic.SINGLE, traffic.STACK))
+    n = 2
+    layer, stack = (figures(n, 11, 19, one, torch.bfloat16) for one in (traffic.SINGLE, traffic.STACK))
     assert [row[:2] for row in layer] == [[4 * n + 2, 0], [6 * n + 4, 0]], "streams, and torch's share of them"
     assert [row[:2] for row in stack] == [[3 * n + 2, 0], [6 * n + 4, 0]]
     assert all(row[2] > 0 < row[3] for row in (*layer, *stack)), "coefficients and weights are seen"
 
 
+@pytest.mark.exhaustive  # ten seconds, and not ours
 def test_liger_is_right_and_counted_as_before() -> None:
     """18C forward and 55C backward, 24C of them sums that autograd adds; the rest are coefficients."""
     pytest.importorskip("liger_kernel", reason="it is in the extra `bench`")
-    assert [row[:2] for row in figures(4, 29, 73, traffic.LIGER)] == [[18, 0], [55, 24]]
-
-
-def test_the_torch_backend_moves_more_and_all_of_it_by_torch() -> None:
-    forward, backward = figures(4, 29, 73, traffic.TORCH)
-    assert forward[0] == forward[1] > 18 and backward[0] == backward[1] > 28
+    assert [row[:2] for row in figures(4, 29, 31, traffic.LIGER)] == [[18, 0], [55, 24]]
 
 
 def test_bars(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
