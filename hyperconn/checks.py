@@ -8,8 +8,8 @@ from torch import Tensor
 from hyperconn.spec import LayerSpec
 
 
-def check_streams(spec: LayerSpec, x: Tensor, device: torch.device | None) -> None:
-    """Raise unless ``x`` is what the layer takes: ``[..., n, C]``, floating point, dense, where the parameters are."""
+def check_streams(spec: LayerSpec, x: Tensor, anchor: Tensor) -> None:
+    """Raise unless ``x`` is what the layer takes: ``[..., n, C]``, float, dense, on the device of ``anchor``."""
     if not (isinstance(x, Tensor) and x.is_floating_point()):
         kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"{spec.summary()} takes a floating point tensor of streams, got {kind}")
@@ -21,9 +21,9 @@ def check_streams(spec: LayerSpec, x: Tensor, device: torch.device | None) -> No
             f"{spec.summary()} takes streams of shape [..., {spec.layout.n}, {spec.layout.channels}], got "
             f"{list(x.shape)}; make them with expand_streams(h, streams={spec.layout.n}{fractions})"
         )
-    if device is not None and x.device != device:
+    if x.device != anchor.device:
         raise ValueError(
-            f"{spec.summary()} has its parameters on {device}, the streams are on {x.device}; "
+            f"{spec.summary()} has its parameters on {anchor.device}, the streams are on {x.device}; "
             "move one of them with .to(device)"
         )
 

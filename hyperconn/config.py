@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 from hyperconn import gates, predictors
 from hyperconn.files import read_table
@@ -15,6 +15,7 @@ from hyperconn.gates import Gate
 from hyperconn.manifolds import Manifold, PluginError
 from hyperconn.manifolds.core.errors import UnknownNameError, shown, unknown_name
 from hyperconn.manifolds.core.map import Map
+from hyperconn.manifolds.core.options import require_int, require_number
 from hyperconn.manifolds.core.plain_data import Options
 from hyperconn.manifolds.registry import MANIFOLDS, Registry
 from hyperconn.manifolds.registry.provenance import check_plugin_records, install_hints, plugin_records
@@ -124,16 +125,17 @@ class HyperConnectionConfig:
     _plugins: ClassVar[dict[str, dict[str, str]]]
 
     def __post_init__(self) -> None:
-        if isinstance(self.streams, bool) or not isinstance(self.streams, int):
-            raise TypeError(f"HyperConnectionConfig: streams must be an int, got {shown(self.streams)}")
-        if self.streams < 1:
-            raise ValueError(f"HyperConnectionConfig: streams must be at least 1, got {shown(self.streams)}")
+        require_int(self, "streams", 1)
         for name, choices in _CHOICES.items():
             value = getattr(self, name)
             if not isinstance(value, str) or value not in choices:
                 raise unknown_name(f"{name} of a HyperConnectionConfig", value, choices)
         for name in ("pre_eps", "post_gain", "post_eps", "sharpness", "scale_init", "fn_std", "norm_eps"):
-            self._require_number(name)
+            require_number(self, name)
+            value = float(getattr(self, name))
+            if value > _LARGEST:
+                raise ValueError(f"HyperConnectionConfig: {name} must be at most {_LARGEST:g}, got {value:g}")
+            object.__setattr__(self, name, value)
         if self.post_gain == 0:
             raise ValueError("HyperConnectionConfig: post_gain must be above 0, or no sublayer would write; got 0.0")
         for name in _REGISTERED:
@@ -143,15 +145,6 @@ class HyperConnectionConfig:
         # No field: it follows from the others, and two versions of a plugin make equal configs.
         object.__setattr__(self, "_plugins", plugin_records(self._parts()))
         self._require_parts_that_fit()
-
-    def _require_number(self, name: str) -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            hint = "; YAML reads 1e-6 as text, write 1.0e-6" if isinstance(value, str) else ""
-            raise TypeError(f"HyperConnectionConfig: {name} must be a number, got {shown(value)}{hint}")
-        if not 0 <= value <= _LARGEST:
-            raise ValueError(f"HyperConnectionConfig: {name} must be finite and not negative, got {shown(value)}")
-        object.__setattr__(self, name, float(value))
 
     def _settle_part(self, field: str) -> None:
         """Check a part that a registry may know. An object that has a name becomes that name, with its options."""
@@ -186,8 +179,7 @@ class HyperConnectionConfig:
         """Name and options that make the part again; no name where nothing does."""
         try:
             options = Options(part.chosen_options())
-            size = {} if isinstance(part, Predictor) else {"n": self.streams}
-            known = registry.make(part.name, **size, **options)
+            known = self._make_named(registry, part.name, options)
         except (PluginError, TypeError, ValueError, AttributeError):  # no such name, or options that are no data
             return None, Options()
         return (part.name, options) if type(known) is type(part) and known == part else (None, Options())
@@ -232,34 +224,31 @@ class HyperConnectionConfig:
         channels = pre.value_shape[1] if len(pre.value_shape) == 2 and expand.whole else self.streams
         self.make_predictor().parameters(Layout(self.streams, channels, self.group_sizes()))
 
-    # ------------------------------------------------------------------------------------------------------ the parts
-
     def _make(self, field: str) -> Any:
         (registry, kind), value = _REGISTERED[field], getattr(self, field)
         if isinstance(value, kind):
             return value
-        size = {} if kind is Predictor else {"n": self.streams}
-        return registry.make(value, **size, **getattr(self, f"{field}_options"))
+        return self._make_named(registry, value, getattr(self, f"{field}_options"))
+
+    def _make_named(self, registry: Registry[Any], name: str, options: Options) -> Any:
+        size = {} if registry is predictors.PREDICTORS else {"n": self.streams}
+        return registry.make(name, **size, **options)
 
     def make_manifold(self) -> Manifold:
         """The manifold of the residual matrix."""
-        manifold: Manifold = self._make("manifold")
-        return manifold
+        return cast(Manifold, self._make("manifold"))
 
     def make_pre_gate(self) -> Gate:
         """The gate of the read weights."""
-        gate: Gate = self._make("pre_gate")
-        return gate
+        return cast(Gate, self._make("pre_gate"))
 
     def make_post_gate(self) -> Gate:
         """The gate of the write weights."""
-        gate: Gate = self._make("post_gate")
-        return gate
+        return cast(Gate, self._make("post_gate"))
 
     def make_predictor(self) -> Predictor:
         """Where the logits come from."""
-        predictor: Predictor = self._make("predictor")
-        return predictor
+        return cast(Predictor, self._make("predictor"))
 
     def make_expand(self) -> Expand:
         """How a hidden vector becomes streams: ``config.make_expand()(h, config.streams)``."""
@@ -281,8 +270,6 @@ class HyperConnectionConfig:
         """Number of logits of pre, post and each residual coordinate group."""
         residual = (size for _, size in self.make_manifold().coordinate_groups)
         return (self.make_pre_gate().num_coordinates, self.make_post_gate().num_coordinates, *residual)
-
-    # ------------------------------------------------------------------------------------------------------ plain data
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that ``from_dict`` turns back into an equal config; fit for TOML, YAML and JSON.

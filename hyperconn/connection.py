@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from hyperconn.backends import choose_backend, require_backend
 from hyperconn.checks import check_carried, check_output, check_streams
 from hyperconn.coefficients import Coefficients, fused_spec, predict
-from hyperconn.compatibility import signature
 from hyperconn.config import HyperConnectionConfig
 from hyperconn.initialization import start_logits
 from hyperconn.kernels import steps
 from hyperconn.kernels.autocast import without_autocast
 from hyperconn.manifolds import Manifold
+from hyperconn.manifolds.core.map import working_dtype
 from hyperconn.manifolds.registry.checkpoint_note import CheckpointNote
 from hyperconn.predictors import Start
 from hyperconn.spec import LayerSpec
@@ -177,8 +177,6 @@ class HyperConnection(CheckpointNote):
             found[name] = getattr(getattr(self, owner) if owner else self, own)
         return found
 
-    # ------------------------------------------------------------------ the forward pass
-
     def forward(
         self, x: Tensor | DelayedStreams | Handover, *args: Any, into: HyperConnection | None = None, **kwargs: Any
     ) -> Any:
@@ -247,7 +245,7 @@ class HyperConnection(CheckpointNote):
 
     def _predict(self, entered: Entered) -> Coefficients:
         x, raw = entered.projected.x, entered.projected.raw
-        dtype = self._working_dtype(x.dtype) if raw is None else raw.dtype
+        dtype = self._working_dtype(x) if raw is None else raw.dtype
         parameters = {name: parameter.to(dtype) for name, parameter in self._parameters_by_name().items()}
         fused = self._fused() if entered.backend == "triton" else None
         return predict(self.spec, parameters, x if raw is not None else x.to(dtype), raw, self.post_gain, fused)
@@ -267,17 +265,13 @@ class HyperConnection(CheckpointNote):
     # this too, but imports the whole compiler for it, and triton with that.
     _make_fused_arguments._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
-    def _anchor(self) -> Tensor | None:
-        """A parameter: dtype and device of all of them."""
-        return next(iter(self._parameters_by_name().values()), None)
+    def _anchor(self, x: Tensor) -> Tensor:
+        """A parameter, with dtype and device of all of them; the streams where a predictor has none."""
+        return next(iter(self._parameters_by_name().values()), x)
 
-    def _working_dtype(self, streams: torch.dtype) -> torch.dtype:
-        anchor = self._anchor()
-        return self.spec.working_dtype(streams, streams if anchor is None else anchor.dtype)
-
-    def _backend(self, device: torch.device, streams: torch.dtype) -> str:
-        anchor = self._anchor()
-        return choose_backend(self.spec, device, streams, streams if anchor is None else anchor.dtype)
+    def _working_dtype(self, x: Tensor) -> torch.dtype:
+        """What coefficients of the streams x are computed in: float32, or float64 if either is."""
+        return working_dtype(torch.promote_types(x.dtype, self._anchor(x).dtype))
 
     def _enter(self, x: Tensor | DelayedStreams | Handover) -> Entered:
         if isinstance(x, Handover):
@@ -288,14 +282,14 @@ class HyperConnection(CheckpointNote):
                 )
             return x.entered
         streams, carried = self._carried(x)
-        anchor = self._anchor()
-        check_streams(self.spec, streams, None if anchor is None else anchor.device)
+        anchor = self._anchor(streams)
+        check_streams(self.spec, streams, anchor)
         if carried is not None:
             check_carried(self.spec, carried, streams)
             carried = carried.reshape(-1, carried.shape[-1])
-        backend = self._backend(streams.device, streams.dtype)
+        backend = choose_backend(self.spec, streams.device, streams.dtype, anchor.dtype)
         flat = streams.reshape(-1, *streams.shape[-2:]).contiguous()
-        flat = flat.to(self._working_dtype(streams.dtype)) if backend == "torch" else flat
+        flat = flat.to(self._working_dtype(streams)) if backend == "torch" else flat
         with without_autocast(streams.device):
             projected = steps.project(flat, self._projection(flat, backend), backend)
         return Entered(projected, streams.shape[:-2], streams.dtype, backend, carried)
@@ -313,7 +307,7 @@ class HyperConnection(CheckpointNote):
                     f"layer_index={self.layer_index}; pass what the layer before returned, or DelayedStreams.seed(x) "
                     "to begin here"
                 )
-            check_streams(self.spec, x, None)
+            check_streams(self.spec, x, x)
             return DelayedStreams.seed(x)
         streams, pre = x  # a checkpoint hands the named tuple on as a plain one
         return streams, pre
@@ -351,21 +345,19 @@ class HyperConnection(CheckpointNote):
     def _continues(self, entered: Entered, carried: Tensor | None) -> bool:
         """Whether streams as they left another layer are what this layer would work on."""
         x = entered.projected.x
-        anchor = self._anchor()
-        backend = self._backend(x.device, entered.dtype)
+        anchor = self._anchor(x)
+        backend = choose_backend(self.spec, x.device, entered.dtype, anchor.dtype)
         return (
             x.shape[1:] == self.stream_shape
-            and (anchor is None or x.device == anchor.device)
+            and x.device == anchor.device
             and x.dtype == entered.dtype
             and backend == entered.backend
-            and (backend == "triton" or x.dtype == self._working_dtype(x.dtype))
+            and (backend == "triton" or x.dtype == self._working_dtype(x))
             and (carried is not None) == (self.config.read == "delayed")
         )
 
-    # ------------------------------------------------------------------ checkpoints
-
     def note(self) -> dict[str, Any]:
-        return signature(self.spec)
+        return self.spec.signature()
 
     def noted_parts(self) -> tuple[object, ...]:
         return self.spec.parts

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -29,23 +31,20 @@ def collect_coefficients(model: nn.Module, *inputs: Any, **kwargs: Any) -> list[
         ValueError: no hyper-connection of the model was read.
     """
     found: list[LayerCoefficients] = []
-    observed: list[tuple[HyperConnection, Callable[[Coefficients], None]]] = []
-    for name, layer in model.named_modules():
-        if isinstance(layer, HyperConnection):
+    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, HyperConnection)]
 
-            def record(coefficients: Coefficients, *, name: str = name, layer: HyperConnection = layer) -> None:
-                found.append(LayerCoefficients(name, layer, coefficients))
+    def record(name: str, layer: HyperConnection, coefficients: Coefficients) -> None:
+        found.append(LayerCoefficients(name, layer, coefficients))
 
-            layer.observers.append(record)
-            observed.append((layer, record))
-    try:
+    with ExitStack() as afterwards:
+        for name, layer in layers:
+            observer = partial(record, name, layer)
+            layer.observers.append(observer)
+            afterwards.callback(layer.observers.remove, observer)
         model(*inputs, **kwargs)
-    finally:
-        for layer, observer in observed:
-            layer.observers.remove(observer)
     if not found:
         raise ValueError(
-            f"{type(model).__name__} read none of its {len(observed)} hyper-connections; "
+            f"{type(model).__name__} read none of its {len(layers)} hyper-connections; "
             "pass a model whose forward pass runs them"
         )
     return found

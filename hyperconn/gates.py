@@ -94,7 +94,19 @@ def _logit(p: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _SigmoidGate(Gate):
+class _BuiltIn(Gate):
+    pair: ClassVar[str | None] = None  # the device pair of this name
+
+    def device_pair(self) -> Any | None:
+        if self.pair is None:
+            return None
+        from hyperconn.kernels.fused.maps import gates  # here, not above: nothing but the fused kernels may need triton
+
+        return getattr(gates, self.pair)
+
+
+@dataclass(frozen=True)
+class _SigmoidGate(_BuiltIn):
     def published_start(self, stream: int) -> Tensor | None:
         """The released code of mHC-lite, KromHC and sHC: logit +1 on one stream and −1 on the others."""
         return 2 * torch.eye(self.n, dtype=torch.float64)[stream] - 1
@@ -106,15 +118,13 @@ class Sigmoid(_SigmoidGate):
     """``σ(l)``, the read weights of mHC (arXiv 2512.24880)."""
 
     name = "sigmoid"
+    pair = "SIGMOID"
 
     def forward(self, theta: Tensor) -> Tensor:
         return torch.sigmoid(theta)
 
     def inverse(self, weights: Tensor) -> Tensor:
         return _logit(weights)
-
-    def device_pair(self) -> Any:
-        return _pairs().SIGMOID
 
 
 @register("double_sigmoid")
@@ -123,6 +133,7 @@ class DoubleSigmoid(_SigmoidGate):
     """``2 σ(l)``, the write weights of mHC (arXiv 2512.24880)."""
 
     name = "double_sigmoid"
+    pair = "DOUBLE_SIGMOID"
 
     def forward(self, theta: Tensor) -> Tensor:
         return 2 * torch.sigmoid(theta)
@@ -130,16 +141,14 @@ class DoubleSigmoid(_SigmoidGate):
     def inverse(self, weights: Tensor) -> Tensor:
         return _logit(weights / 2)
 
-    def device_pair(self) -> Any:
-        return _pairs().DOUBLE_SIGMOID
-
 
 @register("softmax")
 @dataclass(frozen=True)
-class Softmax(Gate):
+class Softmax(_BuiltIn):
     """``softmax(l)``, for reading: the weights sum to 1."""
 
     name = "softmax"
+    pair = "SOFTMAX"
     writes = False
 
     def forward(self, theta: Tensor) -> Tensor:
@@ -148,16 +157,14 @@ class Softmax(Gate):
     def inverse(self, weights: Tensor) -> Tensor:
         return weights.log()
 
-    def device_pair(self) -> Any:
-        return _pairs().SOFTMAX
-
 
 @register("linear")
 @dataclass(frozen=True)
-class Linear(Gate):
+class Linear(_BuiltIn):
     """The logits themselves, as HC has them (arXiv 2409.19606); a read starts with all of its weight on one stream."""
 
     name = "linear"
+    pair = "LINEAR"
 
     def forward(self, theta: Tensor) -> Tensor:
         return theta
@@ -168,12 +175,9 @@ class Linear(Gate):
     def read_weights(self, stream: int) -> Tensor:
         return torch.eye(self.n, dtype=torch.float64)[stream]
 
-    def device_pair(self) -> Any:
-        return _pairs().LINEAR
-
 
 @dataclass(frozen=True)
-class _SquareGate(Gate):
+class _SquareGate(_BuiltIn):
     @property
     def num_coordinates(self) -> int:
         return self.n**2
@@ -188,6 +192,7 @@ class RowSoftmax(_SquareGate):
     """``Sᵀ 1/n`` with S the softmax of each row of n×n logits: the read of JPmHC (arXiv 2602.18308)."""
 
     name = "row_softmax"
+    pair = "ROW_SOFTMAX"
     writes = False
 
     def forward(self, theta: Tensor) -> Tensor:
@@ -196,9 +201,6 @@ class RowSoftmax(_SquareGate):
     def inverse(self, weights: Tensor) -> Tensor:
         return weights.log().expand(self.n, self.n).flatten()
 
-    def device_pair(self) -> Any:
-        return _pairs().ROW_SOFTMAX
-
 
 @register("column_softmax")
 @dataclass(frozen=True)
@@ -206,6 +208,7 @@ class ColumnSoftmax(_SquareGate):
     """``S 1`` with S the softmax of each column of n×n logits: the write of JPmHC (arXiv 2602.18308)."""
 
     name = "column_softmax"
+    pair = "COLUMN_SOFTMAX"
     reads = False
 
     def forward(self, theta: Tensor) -> Tensor:
@@ -213,9 +216,6 @@ class ColumnSoftmax(_SquareGate):
 
     def inverse(self, weights: Tensor) -> Tensor:
         return weights.log()[:, None].expand(self.n, self.n).flatten()
-
-    def device_pair(self) -> Any:
-        return _pairs().COLUMN_SOFTMAX
 
 
 @register("matrix")
@@ -246,9 +246,3 @@ class Matrix(_SquareGate):
 
 
 BUILT_IN: tuple[type[Gate], ...] = (Sigmoid, DoubleSigmoid, Softmax, Linear, RowSoftmax, ColumnSoftmax, Matrix)
-
-
-def _pairs() -> Any:
-    from hyperconn.kernels.fused.maps import gates  # here and not above: nothing but the fused kernels may need triton
-
-    return gates

@@ -7,7 +7,7 @@ and every formula here gets them as an argument.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -149,14 +149,9 @@ def _norm_parameters(norm_weight: Affine, size: int) -> dict[str, tuple[int, ...
     return dict.fromkeys(names, (size,))
 
 
-def _reset_norm(parameters: Parameters) -> None:
-    for name, value in (("norm.weight", 1.0), ("norm.bias", 0.0)):
-        if name in parameters:
-            parameters[name].fill_(value)
-
-
-def _reset_fn(fn: Tensor, std: float) -> None:
-    fn.zero_() if std == 0 else fn.normal_(std=std)
+def _scaled(parts: Iterable[Tensor], scales: Iterable[Tensor], bases: Iterable[Tensor]) -> Tensor:
+    """``scale · part + base`` of every group, side by side."""
+    return torch.cat([torch.addcmul(b, s, p) for b, s, p in zip(bases, scales, parts, strict=True)], -1)
 
 
 def _require_norm(predictor: Any) -> None:
@@ -166,9 +161,22 @@ def _require_norm(predictor: Any) -> None:
         raise ValueError(f"{type(predictor).__name__}: norm_weight='affine' goes with norm='layer'; use 'weight'")
 
 
+@dataclass(frozen=True)
+class _BuiltIn(Predictor):
+    def reset(self, parameters: Parameters, layout: Layout, start: Start) -> None:
+        values = {"fn": 0.0, "scale": start.scale, "norm.weight": 1.0, "norm.bias": 0.0}
+        for name, parameter in parameters.items():
+            if name == "base":
+                parameter.copy_(start.logits)
+            elif name == "fn" and start.fn_std > 0:
+                parameter.normal_(std=start.fn_std)
+            else:
+                parameter.fill_(values[name])
+
+
 @register("flat")
 @dataclass(frozen=True)
-class Flat(Predictor):
+class Flat(_BuiltIn):
     """Every logit from all streams at once: ``scale · (N(vec x) · fnᵀ) + base``, N a norm of a token's numbers.
 
     Parameters: ``fn [P_total, n·C]``; ``base [P_total]``, not divided by the norm; ``scale [groups]``, one factor a
@@ -205,14 +213,6 @@ class Flat(Predictor):
             shapes["scale"] = (len(layout.sizes),)
         return shapes | _norm_parameters(self.norm_weight, layout.width)
 
-    def reset(self, parameters: Parameters, layout: Layout, start: Start) -> None:
-        _reset_fn(parameters["fn"], start.fn_std)
-        if self.bias:
-            parameters["base"].copy_(start.logits)
-        if self.scale:
-            parameters["scale"].fill_(start.scale)
-        _reset_norm(parameters)
-
     def projection(self, parameters: Parameters, layout: Layout) -> Tensor | None:
         if self.norm == "layer":  # a mean to subtract is no part of the pass
             return None
@@ -226,15 +226,8 @@ class Flat(Predictor):
             z, square_sum = raw.split([layout.total, 1], -1)
             outside = layout.norm_eps_mode == "outside"
             z = z * inverse_rms(square_sum, layout.width, layout.norm_eps, outside)
-        if self.scale:
-            sizes, base = layout.sizes, parameters.get("base")
-            parts = z.split(sizes, -1)
-            scales = parameters["scale"].unbind()
-            if base is None:
-                return torch.cat([s * part for s, part in zip(scales, parts, strict=True)], -1)
-            bases = base.split(sizes)
-            return torch.cat([torch.addcmul(b, s, p) for b, s, p in zip(bases, scales, parts, strict=True)], -1)
-        return z + parameters["base"] if self.bias else z
+        base, scale = self.affine(z, parameters, layout)
+        return _scaled(z.split(layout.sizes, -1), scale.unbind(), base.split(layout.sizes))
 
     @property
     def fuses(self) -> bool:
@@ -259,7 +252,7 @@ class Flat(Predictor):
 
 @register("per_stream")
 @dataclass(frozen=True)
-class PerStream(Predictor):
+class PerStream(_BuiltIn):
     """Stream i gives its own row of every group: ``scale · f(N(xᵢ) · fnᵀ) + base``, N a norm of its C channels.
 
     Parameters: ``fn [P_total / n, C]``; ``base [P_total]``; ``scale [2]``, one factor for pre and residual, one for
@@ -295,20 +288,13 @@ class PerStream(Predictor):
         shapes = {"fn": (layout.total // layout.n, layout.channels), "base": (layout.total,), "scale": (2,)}
         return shapes | _norm_parameters(self.norm_weight, layout.channels)
 
-    def reset(self, parameters: Parameters, layout: Layout, start: Start) -> None:
-        _reset_fn(parameters["fn"], start.fn_std)
-        parameters["base"].copy_(start.logits)
-        parameters["scale"].fill_(start.scale)
-        _reset_norm(parameters)
-
     def logits(self, x: Tensor, raw: Tensor | None, parameters: Parameters, layout: Layout) -> Tensor:
         rows = normalised(x, self.norm, parameters, layout) @ parameters["fn"].mT  # [T, n, P_total / n]
         rows = torch.tanh(rows) if self.activation == "tanh" else rows
         parts = rows.split([size // layout.n for size in layout.sizes], -1)
         alpha, beta = parameters["scale"].unbind()
         scales = [alpha, beta, *[alpha] * (len(parts) - 2)]
-        bases = parameters["base"].split(layout.sizes)
-        return torch.cat([torch.addcmul(b, s, p.flatten(-2)) for b, s, p in zip(bases, scales, parts, strict=True)], -1)
+        return _scaled((part.flatten(-2) for part in parts), scales, parameters["base"].split(layout.sizes))
 
     @classmethod
     def examples(cls) -> tuple[PerStream, ...]:
@@ -322,7 +308,7 @@ class PerStream(Predictor):
 
 @register("static")
 @dataclass(frozen=True)
-class Static(Predictor):
+class Static(_BuiltIn):
     """The same logits for every token: ``base``. Parameters: ``base [P_total]``. Source: HC, arXiv 2409.19606."""
 
     name = "static"
@@ -330,9 +316,6 @@ class Static(Predictor):
 
     def parameters(self, layout: Layout) -> dict[str, tuple[int, ...]]:
         return {"base": (layout.total,)}
-
-    def reset(self, parameters: Parameters, layout: Layout, start: Start) -> None:
-        parameters["base"].copy_(start.logits)
 
     def logits(self, x: Tensor, raw: Tensor | None, parameters: Parameters, layout: Layout) -> Tensor:
         return parameters["base"]

@@ -6,17 +6,18 @@ holds the parameters stands above all of them.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
-
-import torch
 
 from hyperconn.config import HyperConnectionConfig
 from hyperconn.gates import Gate
 from hyperconn.manifolds import Manifold
-from hyperconn.manifolds.core.map import working_dtype
 from hyperconn.predictors import Layout, Predictor
 from hyperconn.streams import Expand
+
+# What two layers of one function may differ in.
+_NO_PART_OF_THE_FUNCTION = ("init", "sharpness", "scale_init", "fn_std", "collapse", "backend")
 
 
 @dataclass(frozen=True)
@@ -84,9 +85,14 @@ class LayerSpec:
         """Whether the read weights are one number a stream, which is what the passes over the streams take."""
         return self.pre_gate.value_shape == (self.layout.n,)
 
-    def working_dtype(self, streams: torch.dtype, parameters: torch.dtype) -> torch.dtype:
-        """What coefficients of streams of that dtype are computed in: float32, or float64 if either is."""
-        return working_dtype(torch.promote_types(streams, parameters))
+    def signature(self) -> dict[str, Any]:
+        """What must agree for a checkpoint to mean the same function: everything but initialisation and backend."""
+        # Two spellings of one part (an alias, a default written out, an object) are one part.
+        own = {field.name: getattr(self.config, field.name) for field in dataclasses.fields(self.config)}
+        for field, part in zip(("manifold", "pre_gate", "post_gate", "predictor"), self.parts, strict=True):
+            own |= {field: part.name, f"{field}_options": part.chosen_options()}
+        own["expand"] = self.expand.name
+        return {key: value for key, value in own.items() if key not in _NO_PART_OF_THE_FUNCTION}
 
     def summary(self) -> str:
         """The layer in a few words, for messages."""

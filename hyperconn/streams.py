@@ -15,8 +15,6 @@ from hyperconn.kernels.autocast import without_autocast
 from hyperconn.kernels.passes.normalisation import inverse_rms
 from hyperconn.manifolds.core.errors import unknown_name
 
-# ---------------------------------------------------------------------------------------------------------- expanding
-
 
 @dataclass(frozen=True)
 class Expand(ABC):
@@ -92,9 +90,6 @@ def expand_streams(h: Tensor, streams: int, *, fractions: bool = False) -> Tenso
     if streams < 1:
         raise ValueError(f"expand_streams: streams must be at least 1, got {streams}")
     return EXPANDS["fractions" if fractions else "copies"](h, streams)
-
-
-# --------------------------------------------------------------------------------------------------------- collapsing
 
 
 @dataclass(frozen=True)

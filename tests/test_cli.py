@@ -217,9 +217,9 @@ def test_a_step_is_a_forward_and_backward_of_everything() -> None:
     [
         ("birkof", "unknown manifold 'birkof'. Did you mean 'birkhoff'"),
         ("--dtype int8", "--dtype is one of float32, bfloat16, float16, got 'int8'"),
-        ("--device nowhere", "--device 'nowhere' is no device"),
-        ("--device meta", "--device is cpu or cuda, got 'meta'"),
-        pytest.param("--device cuda", "this torch sees no GPU", marks=no_gpu),
+        ("--device nowhere", "--device 'nowhere' cannot be used here: Expected one of cpu, cuda"),
+        ("--device meta", "--device is cpu, cuda or auto, got 'meta'"),
+        pytest.param("--device cuda", "--device 'cuda' cannot be used here: ", marks=no_gpu),
         ("--backend fast", "unknown backend of a HyperConnectionConfig 'fast'"),
         ("stiefel --streams 20 --backend triton", "backend='triton' cannot run: the kernels hold up to 16"),
         # What was asked for by name cannot be left out.

@@ -245,7 +245,7 @@ def test_unknown_names_come_with_the_nearest(table: dict[str, Any], bad: str, ne
         ({"streams": -2}, r"at least 1.*-2"),
         ({"streams": 8, "manifold": "permutation"}, r"kronecker"),
         ({"streams": 4, "manifold": "kronecker", "manifold_options": {"factors": [2, 3]}}, r"multiply to 6.*n=4"),
-        ({"norm_eps": -1e-6}, r"norm_eps.*not negative.*-1e-06"),
+        ({"norm_eps": -1e-6}, r"norm_eps.*at least 0.*-1e-06"),
         ({"scale_init": float("nan")}, r"scale_init.*finite.*nan"),
         ({"post_gain": 0.0}, r"post_gain must be above 0"),
         ({"expand": "fractions"}, r"expand='fractions' with collapse='mean'.*'concat'"),

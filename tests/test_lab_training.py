@@ -11,9 +11,15 @@ import pytest
 import torch
 
 from hyperconn.lab import Corpus, LabConfig, Run, train
-from hyperconn.lab.checkpoint import CheckpointError, load_checkpoint, read_checkpoint, save_checkpoint
+from hyperconn.lab.checkpoint import (
+    CheckpointError,
+    CheckpointNotWrittenError,
+    load_checkpoint,
+    read_checkpoint,
+    save_checkpoint,
+)
 from hyperconn.lab.run import DivergedError
-from hyperconn.lab.training import CHECKPOINT, CheckpointNotWrittenError
+from hyperconn.lab.training import CHECKPOINT
 from lab_cases import start, write_text
 
 

@@ -7,14 +7,13 @@ from typing import Annotated
 import typer
 
 import hyperconn
-from hyperconn.cli.arguments import VerifyCommand
 from hyperconn.cli.bench import bench
 from hyperconn.cli.catalogue import list_, show
 from hyperconn.cli.compare import compare
 from hyperconn.cli.console import say
 from hyperconn.cli.doctor import doctor
 from hyperconn.cli.train import train
-from hyperconn.cli.verify import verify
+from hyperconn.cli.verify import VerifyCommand, verify
 
 app = typer.Typer(
     name="hyperconn",

@@ -16,7 +16,7 @@ from hyperconn.backends import BackendUnavailableError, choose_backend
 from hyperconn.cli.blame import blaming_plugins
 from hyperconn.cli.console import BAD_INPUT, bad_input, fail, output, say
 from hyperconn.coefficients import unfused_part
-from hyperconn.manifolds import PluginError
+from hyperconn.lab.run import resolve_device
 from hyperconn.timing import interleaved, ratios
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -29,14 +29,16 @@ def bench(
     dim: Annotated[int, typer.Option(help="Channels of a stream.", min=1)] = 768,
     tokens: Annotated[int, typer.Option(help="Tokens.", min=1)] = 4096,
     dtype: Annotated[str, typer.Option(help="Of the streams: float32, bfloat16 or float16.")] = "float32",
-    device: Annotated[str | None, typer.Option(help="cpu or cuda. Default: cuda where there is one.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda where there is one.")] = "auto",
     backend: Annotated[str, typer.Option(help="auto, torch or triton.")] = "auto",
     rounds: Annotated[int, typer.Option(help="Rounds of the comparison.", min=1)] = 11,
     seed: Annotated[int, typer.Option(help="Seed of the data.", min=0, max=2**63 - 1)] = 0,
 ) -> None:
     """Time a layer with each manifold on this machine, forward and backward, against the plain residual."""
     with bad_input():
-        place = _device(device)
+        place = resolve_device(device, "--device")
+        if place.type not in ("cpu", "cuda"):
+            raise ValueError(f"--device is cpu, cuda or auto, got {device!r}")
         if dtype not in _DTYPES:
             raise ValueError(f"--dtype is one of {', '.join(_DTYPES)}, got {dtype!r}")
     torch.manual_seed(seed)
@@ -47,20 +49,18 @@ def bench(
     left_out: list[str] = []
     for name in dict.fromkeys(names or manifolds.available()):
         try:
-            with blaming_plugins(name):
+            with blaming_plugins(name) as foreign:
                 config = HyperConnectionConfig(streams=streams, manifold=name, backend=backend)
                 layer = HyperConnection(norm, dim, config, layer_index=1, device=place)
                 runs = choose_backend(layer.spec, place, x.dtype, next(layer.parameters()).dtype)
                 unfused = runs == "triton" and unfused_part(layer.spec)
+                step = _step(layer, expand_streams(x, streams).contiguous(), list(layer.parameters()))
+                if foreign:  # what a step of a built-in raises is a bug of ours, and keeps its traceback
+                    step()
         except (ValueError, TypeError, BackendUnavailableError) as error:
-            _leave_out(name, error, names, left_out)
-            continue
-        step = _step(layer, expand_streams(x, streams).contiguous(), list(layer.parameters()))
-        try:
-            with blaming_plugins(name):
-                step()
-        except PluginError as error:  # whatever a built-in raises here is a bug of ours
-            _leave_out(name, error, names, left_out)
+            if names:  # what was asked for cannot be left out
+                fail(str(error), BAD_INPUT)
+            left_out.append(f"{name}: {' '.join(str(error).split())}")
             continue
         running[name], steps[name] = "triton, map by torch" if unfused else runs, step
     if not running:
@@ -81,25 +81,6 @@ def bench(
     say(f"medians of {rounds} rounds in which everybody runs once; the branch is an RMSNorm, the same for all")
     for line in left_out:
         say(line)
-
-
-def _leave_out(name: str, error: Exception, names: list[str] | None, left_out: list[str]) -> None:
-    """Note why a manifold is not timed; for one that was asked for, that is the end."""
-    if names:
-        fail(str(error), BAD_INPUT)
-    left_out.append(f"{name}: {' '.join(str(error).split())}")
-
-
-def _device(name: str | None) -> torch.device:
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:  # torch's word for a name that it cannot read
-        raise ValueError(f"--device {name!r} is no device: {error}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device {name}: this torch sees no GPU; `hyperconn doctor` says why")
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"--device is cpu or cuda, got {name!r}")
-    return device
 
 
 def _step(layer: Callable[[Tensor], Tensor], x: Tensor, parameters: list[Tensor]) -> Callable[[], None]:

@@ -14,17 +14,18 @@ _STREAMS = 4
 
 
 @contextmanager
-def blaming_plugins(name: str, registry: Registry[Any] = MANIFOLDS) -> Iterator[None]:
-    """Turn whatever the code of a plugin raises into a PluginError; what a built-in raises keeps its traceback."""
+def blaming_plugins(name: str, registry: Registry[Any] = MANIFOLDS) -> Iterator[bool]:
+    """Turn whatever the code of a plugin raises into a PluginError; what a built-in raises keeps its traceback.
+
+    Gives whether a plugin provides the name.
+    """
     origin = registry.provider(name)
-    if origin is None or origin.built_in:
-        yield
-        return
+    foreign = origin is not None and not origin.built_in
     try:
-        yield
-    except KeyboardInterrupt:
-        raise
+        yield foreign
     except BaseException as error:
+        if not foreign or isinstance(error, KeyboardInterrupt):
+            raise
         raise PluginError(f"{name} of {origin}: {type(error).__name__}: {error}") from error
 
 

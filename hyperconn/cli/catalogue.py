@@ -22,15 +22,14 @@ from hyperconn.manifolds.core.errors import NotAllowedError, UnknownNameError, u
 from hyperconn.manifolds.registry import MANIFOLDS, Registry
 from hyperconn.predictors import PREDICTORS, Layout, Predictor
 
-_REGISTRIES: tuple[Registry[Any], ...] = (MANIFOLDS, GATES, PREDICTORS)
-
 
 def list_() -> None:
     """Every manifold, gate, predictor and preset by name."""
-    broken: list[str] = []
-    _print_table(MANIFOLDS, ("P(4)", "P(8)", "exact", "fused", "H is", "source"), _manifold_cells, broken)
-    _print_table(GATES, ("P(4)", "weights", "fused", "what it is"), _gate_cells, broken)
-    _print_table(PREDICTORS, ("options", "what it is"), _predictor_cells, broken)
+    broken = [
+        *_print_parts(MANIFOLDS, ("P(4)", "P(8)", "exact", "fused", "H is", "source"), _manifold_cells),
+        *_print_parts(GATES, ("P(4)", "weights", "fused", "what it is"), _gate_cells),
+        *_print_parts(PREDICTORS, ("options", "what it is"), _predictor_cells),
+    ]
     keys = ("manifold", "pre_gate", "post_gate", "predictor")
     presets = _table("preset", *keys)
     for name in HyperConnectionConfig.presets():
@@ -49,42 +48,42 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _print_table(
-    registry: Registry[Any], columns: tuple[str, ...], cells: Callable[[str], tuple[str, ...]], broken: list[str]
-) -> None:
-    table = _table(registry.kind, *columns)
+def _print_parts(
+    registry: Registry[Any], columns: tuple[str, ...], cells: Callable[[Any], tuple[str, ...]]
+) -> list[str]:
+    """Print a line for every part; returns what is to be said of the broken ones."""
+    table, broken = _table(registry.kind, *columns), []
     for name in registry.available():
         try:
             with blaming_plugins(name, registry):
-                row = cells(name)
+                row = cells(shown_instance(name, registry))
         except PluginError as error:
             row = ("broken",)
             broken.append(f"{name} is broken: {error}")
         table.add_row(name, *map(Text, row))
     output.print(table, "", sep="\n")
+    return broken
 
 
-def _manifold_cells(name: str) -> tuple[str, ...]:
-    shown = shown_instance(name)
-    exact = "yes" if shown.exact else "in part" if shown.exact_invariants else "no"
-    return _size(name, 4), _size(name, 8), exact, _fused(shown), kind_of(shown), shown.source
+def _manifold_cells(manifold: Manifold) -> tuple[str, ...]:
+    exact = "yes" if manifold.exact else "in part" if manifold.exact_invariants else "no"
+    sizes = (_size(type(manifold), n) for n in (4, 8))
+    return *sizes, exact, _fused(manifold), kind_of(manifold), manifold.source
 
 
-def _size(name: str, n: int) -> str:
+def _size(cls: type[Manifold], n: int) -> str:
     try:
-        return str(MANIFOLDS.make(name, n=n).num_coordinates)
+        return str(cls(n=n).num_coordinates)
     except (ValueError, TypeError):
         return "–"
 
 
-def _gate_cells(name: str) -> tuple[str, ...]:
-    shown = shown_instance(name, GATES)
-    return str(shown.num_coordinates), _roles(shown), _fused(shown), _summary(shown)
+def _gate_cells(gate: Gate) -> tuple[str, ...]:
+    return str(gate.num_coordinates), _roles(gate), _fused(gate), _summary(gate)
 
 
-def _predictor_cells(name: str) -> tuple[str, ...]:
-    shown = shown_instance(name, PREDICTORS)
-    return ", ".join(field.name for field in dataclasses.fields(shown)) or "none", _summary(shown)
+def _predictor_cells(predictor: Predictor) -> tuple[str, ...]:
+    return ", ".join(field.name for field in dataclasses.fields(predictor)) or "none", _summary(predictor)
 
 
 def _roles(gate: Gate) -> str:
@@ -95,11 +94,12 @@ def _fused(part: Any) -> str:
     return "no" if part.kernel is None else "yes"
 
 
+def _doc(part: object) -> str:
+    return inspect.getdoc(type(part)) or "(no docstring)"
+
+
 def _summary(part: object) -> str:
-    return (inspect.getdoc(type(part)) or "(no docstring)").partition("\n")[0].replace("``", "")
-
-
-# ------------------------------------------------------------------------------------------------------------- show
+    return _doc(part).partition("\n")[0].replace("``", "")
 
 
 def show(
@@ -123,9 +123,9 @@ def show(
     if config is not None:
         _show_preset(name, config)
     say(f"{registry.kind} {part.name}: {part!r}")
-    say(f"{inspect.getdoc(type(part)) or '(no docstring)'}\n")
+    say(f"{_doc(part)}\n")
     table = Table(show_header=False)
-    for key, value in facts:
+    for key, value in facts.items():
         table.add_row(key, Text(value))
     output.print(table)
     for line in sample:
@@ -134,7 +134,7 @@ def show(
 
 def _find(name: str, n: int | None) -> tuple[Registry[Any], Any]:
     known = set(HyperConnectionConfig.presets())
-    for registry in _REGISTRIES:
+    for registry in (MANIFOLDS, GATES, PREDICTORS):
         try:
             registry.get(name)
         except NotAllowedError:
@@ -158,43 +158,37 @@ def _show_preset(name: str, config: HyperConnectionConfig) -> None:
     say("")
 
 
-def _facts(registry: Registry[Any], part: Any) -> list[tuple[str, str]]:
-    options = [field for field in dataclasses.fields(part) if field.init and field.name != "n"]
-    provider = registry.provider(type(part)) or "a class registered in this process"
-    facts = [
-        ("aliases", ", ".join(registry.aliases(part.name)) or "none"),
-        ("options", "\n".join(f"{field.name} = {_default(field)}" for field in options) or "none"),
-    ]
+def _facts(registry: Registry[Any], part: Any) -> dict[str, str]:
+    options = [field.name for field in dataclasses.fields(part) if field.init and field.name != "n"]
+    facts = {
+        "aliases": ", ".join(registry.aliases(part.name)) or "none",
+        "options": "\n".join(f"{name} = {getattr(part, name)!r}" for name in options) or "none",
+    }
     if isinstance(part, Manifold):
         groups = ", ".join(f"{group} {size}" for group, size in part.coordinate_groups) or "none"
         held = ", ".join(invariant.name for invariant in part.exact_invariants) or "none"
         tolerances = (f"{part.tolerance(d):.1e} {str(d)[6:]}" for d in (torch.float32, torch.float64))
-        facts += [
-            ("coordinates", f"{part.num_coordinates} at n={part.n}; groups: {groups}"),
-            ("invariants", "\n".join(f"{i.name}: {i.statement}" for i in part.invariants) or "none"),
-            ("exact", "yes" if part.exact else f"of these: {held}"),
-            ("contains I", "yes" if part.contains_identity else "no"),
-            ("norm bound", "none" if part.norm_bound is None else f"{part.norm_bound:g}"),
-            ("tolerance", ", ".join(tolerances)),
-            ("fused", _fused(part)),
-        ]
+        facts |= {
+            "coordinates": f"{part.num_coordinates} at n={part.n}; groups: {groups}",
+            "invariants": "\n".join(f"{i.name}: {i.statement}" for i in part.invariants) or "none",
+            "exact": "yes" if part.exact else f"of these: {held}",
+            "contains I": "yes" if part.contains_identity else "no",
+            "norm bound": "none" if part.norm_bound is None else f"{part.norm_bound:g}",
+            "tolerance": ", ".join(tolerances),
+            "fused": _fused(part),
+        }
     elif isinstance(part, Gate):
-        facts += [
-            ("logits", f"{part.num_coordinates} at n={part.n}"),
-            ("weights", f"shape {list(part.value_shape)}; can {_roles(part)}"),
-            ("fused", _fused(part)),
-        ]
+        facts |= {
+            "logits": f"{part.num_coordinates} at n={part.n}",
+            "weights": f"shape {list(part.value_shape)}; can {_roles(part)}",
+            "fused": _fused(part),
+        }
     elif isinstance(part, Predictor):
         layout = Layout(n=4, channels=64, sizes=(4, 4, 16))
-        shapes = (f"{key} {list(shape)}" for key, shape in part.parameters(layout).items())
-        facts.append(("parameters", f"{', '.join(shapes)} at n=4, 64 channels, {layout.total} logits"))
-    return [*facts, ("source", part.source or "–"), ("provided by", str(provider))]
-
-
-def _default(field: dataclasses.Field[Any]) -> str:
-    if field.default is not dataclasses.MISSING:
-        return repr(field.default)
-    return repr(field.default_factory()) if field.default_factory is not dataclasses.MISSING else "(required)"
+        shapes = ", ".join(f"{key} {list(shape)}" for key, shape in part.parameters(layout).items())
+        facts["parameters"] = f"{shapes} at n=4, 64 channels, {layout.total} logits"
+    provider = registry.provider(type(part)) or "a class registered in this process"
+    return facts | {"source": part.source or "–", "provided by": str(provider)}
 
 
 def _sample(part: Any, seed: int) -> list[str]:

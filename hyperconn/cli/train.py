@@ -11,9 +11,9 @@ import typer
 from hyperconn.cli.console import FAILED, INTERRUPTED, bad_input, fail, say
 from hyperconn.cli.run_options import Data, Seed, Steps, Threads, training_progress, with_options
 from hyperconn.lab import LabConfig, Run, load_corpus
-from hyperconn.lab.checkpoint import load_checkpoint
+from hyperconn.lab.checkpoint import CheckpointNotWrittenError, load_checkpoint
 from hyperconn.lab.run import DivergedError
-from hyperconn.lab.training import CHECKPOINT, CheckpointNotWrittenError
+from hyperconn.lab.training import CHECKPOINT
 from hyperconn.lab.training import train as run_to_the_end
 
 

@@ -25,11 +25,15 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be used, with the reason."""
 
 
+class CheckpointNotWrittenError(OSError):
+    """A checkpoint could not be written; the message says which one is still there."""
+
+
 def save_checkpoint(run: Run, path: Path) -> None:
     """Write the state of ``run`` to ``path``, all or nothing.
 
     Raises:
-        OSError: it could not be written; what was at ``path`` before is still there.
+        CheckpointNotWrittenError: the disk is full, say; what was at ``path`` before is still there.
     """
     state = {
         "format": FORMAT,
@@ -44,7 +48,14 @@ def save_checkpoint(run: Run, path: Path) -> None:
     # Through memory: torch reports a full disk as a RuntimeError of its zip writer, a plain file as OSError.
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    write_atomically(path, buffer.getbuffer())
+    try:
+        write_atomically(path, buffer.getbuffer())
+    except OSError as error:
+        kept = f"the one of step {run.saved} is intact, go on with --resume" if run.saved else "there is none before it"
+        raise CheckpointNotWrittenError(
+            f"cannot write the checkpoint of step {run.step} to {path}: {error.strerror or error}; {kept}"
+        ) from error
+    run.saved = run.step
 
 
 def load_checkpoint(run: Run, path: Path) -> None:
@@ -68,7 +79,7 @@ def load_checkpoint(run: Run, path: Path) -> None:
         )
     run.model.load_state_dict(state["model"])
     run.optimizer.load_state_dict(state["optimizer"])
-    run.step = state["step"]
+    run.step = run.saved = state["step"]
     run.history = History(state["history"]["train"], [tuple(pair) for pair in state["history"]["valid"]])
 
 

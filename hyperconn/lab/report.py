@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import platform
 from collections.abc import Sequence
 from pathlib import Path
@@ -105,15 +104,14 @@ def plain_data(contestants: Sequence[Contestant]) -> dict[str, Any]:
     first = contestants[0].run
     shared = dataclasses.replace(first.config, hyper_connection=None)
     versions = {"hyperconn": hyperconn.__version__, "python": platform.python_version(), "torch": torch.__version__}
-    finite: dict[str, Any] = _without_nan(
-        {
-            "versions": {**versions, "platform": platform.platform()},
-            "config": shared.to_dict(),
-            "data": {"source": first.corpus.source, "digest": first.corpus.digest},
-            "threads": torch.get_num_threads(),
-            "contestants": {contestant.name: _plain(contestant) for contestant in contestants},
-        }
-    )
+    data = {
+        "versions": {**versions, "platform": platform.platform()},
+        "config": shared.to_dict(),
+        "data": {"source": first.corpus.source, "digest": first.corpus.digest},
+        "threads": torch.get_num_threads(),
+        "contestants": {contestant.name: _plain(contestant) for contestant in contestants},
+    }
+    finite: dict[str, Any] = json.loads(json.dumps(data), parse_constant=lambda constant: None)
     return finite
 
 
@@ -130,14 +128,6 @@ def _plain(contestant: Contestant) -> dict[str, Any]:
         "history": dataclasses.asdict(run.history),
         "step_seconds": contestant.seconds,
     }
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_report(contestants: Sequence[Contestant], out: Path, plots: Sequence[str]) -> None:

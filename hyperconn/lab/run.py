@@ -50,12 +50,9 @@ class Run:
         self.model = GPT(config.model, config.hyper_connection, seed=config.train.seed).to(self.device)
         self.optimizer = _optimizer(self.model, config.train)
         self.step = 0
+        self.saved = 0  # step of the last checkpoint
         self.history = History()
         self._windows = validation_windows(corpus, config.train.eval_windows, config.model.context)
-
-    @property
-    def tokens_per_step(self) -> int:
-        return self.config.train.batch * self.config.model.context
 
     def advance(self) -> float:
         """Take one optimizer step; returns the seconds that it took.
@@ -115,15 +112,15 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     return config.learning_rate * (min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0)
 
 
-def resolve_device(name: str) -> torch.device:
-    """The device that a config means; raises ValueError where it does not exist here."""
+def resolve_device(name: str, option: str = "train.device") -> torch.device:
+    """The device that an option means; raises ValueError where it does not exist here."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        raise ValueError(f"train.device {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"{option} {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
     return device
 
 

@@ -14,10 +14,6 @@ from hyperconn.lab.run import Run
 CHECKPOINT = "checkpoint.pt"
 
 
-class CheckpointNotWrittenError(OSError):
-    """A checkpoint could not be written; the message says which one is still there."""
-
-
 @contextmanager
 def deferred_interrupt() -> Iterator[Callable[[], bool]]:
     """Ctrl-C as a request that a loop honours between two steps: what it gives says whether there was one.
@@ -62,7 +58,7 @@ def train(
         DivergedError: the loss is nan or inf; the last checkpoint is from before.
         CheckpointNotWrittenError: the disk is full, say; the checkpoint before it survives.
     """
-    config, saved = run.config.train, run.step
+    config = run.config.train
     with deferred_interrupt() as interrupted:
         while run.step < config.steps and not interrupted():
             on_step(run.advance())
@@ -70,19 +66,8 @@ def train(
             if not interrupted() and (last or _due(run.step, config.eval_every)):
                 on_evaluation(run.evaluate())
             if interrupted() or last or _due(run.step, config.checkpoint_every):
-                _save(run, out / CHECKPOINT, saved)
-                saved = run.step
+                save_checkpoint(run, out / CHECKPOINT)
     return run.step >= config.steps
-
-
-def _save(run: Run, path: Path, saved: int) -> None:
-    try:
-        save_checkpoint(run, path)
-    except OSError as error:
-        kept = f"the one of step {saved} is intact, go on with --resume" if saved else "there is none before it"
-        raise CheckpointNotWrittenError(
-            f"cannot write the checkpoint of step {run.step} to {path}: {error.strerror or error}; {kept}"
-        ) from error
 
 
 def _due(step: int, every: int) -> bool:
