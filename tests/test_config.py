@@ -224,7 +224,6 @@ def test_a_preset_with_another_part_drops_the_options_of_its_own() -> None:
         ({"preset": "mhc-light"}, "mhc-light", "mhc-lite"),
         ({"preset": "mhc", "colapse": "sum"}, "colapse", "collapse"),
         ({"pre_gate": "sigmoyd"}, "sigmoyd", "sigmoid"),
-        ({"post_gate": "linea"}, "linea", "linear"),
         ({"predictor": "perstream"}, "perstream", "per_stream"),
         ({"orientation": "transpose"}, "transpose", "transposed"),
         ({"init": "publish"}, "publish", "published"),
