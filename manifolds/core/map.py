@@ -30,16 +30,12 @@ class Map(ABC):
 
     Calling it validates the coordinates and maps them, ``theta [..., P] -> [..., *value_shape]`` of the same dtype and
     device. bfloat16 and float16 coordinates are mapped in float32 and rounded once at the end; autocast is off inside.
-
-    Attributes:
-        n: number of streams.
-        name: what a config says, ``source`` where it is from.
     """
 
-    n: int
+    n: int  # streams
 
-    name: ClassVar[str]
-    source: ClassVar[str] = ""
+    name: ClassVar[str]  # what a config says
+    source: ClassVar[str] = ""  # where it is from
     # Of the contract that the class was written for. It stays 1 here when API_VERSION rises: a class that says nothing
     # was written for the first.
     api_version: ClassVar[int] = 1

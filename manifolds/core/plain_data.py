@@ -17,12 +17,9 @@ _MAX_BITS = 128
 
 
 def require_small(data: object, what: str) -> None:
-    """Refuse tables and lists that are too deep or too large, hold themselves, or hold huge ints.
+    """Refuse tables and lists that are too deep or too large, hold themselves, or hold huge ints, with ValueError.
 
-    Takes time in proportion to MAX_SIZE at most, whatever the data.
-
-    Raises:
-        ValueError: with the limit; ``what`` begins the message.
+    ``what`` begins its message. Takes time in proportion to MAX_SIZE at most, whatever the data.
     """
     size = 0
     todo: list[tuple[object, int]] = [(data, 0)]

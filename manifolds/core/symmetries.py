@@ -17,13 +17,10 @@ def unchanged(H: Tensor, draw: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Symmetry:
-    """``m(coordinates(theta)) = matrices(m(theta))``; by default H does not change.
+    """``m(coordinates(theta)) = matrices(m(theta))``, the ``statement`` as a formula; by default H does not change.
 
     Actions take ``theta [..., P]`` or ``H [..., n, n]`` and ``draw [2, n]``, standard normal numbers that choose one
     symmetry of a family, such as the constants that are added or (by ``relabelling``) the permutation.
-
-    Attributes:
-        statement: the symmetry as a formula.
     """
 
     name: str
