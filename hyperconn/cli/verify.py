@@ -130,9 +130,9 @@ def verify(
         with bad_input():
             file.write_text(written, encoding="utf-8")
     if pages is not None:
-        for found in certificates:
-            write_block(pages, found)
-    if not all(found["holds"] for found in certificates):
+        for one in certificates:
+            write_block(pages, one)
+    if not all(one["holds"] for one in certificates):
         raise typer.Exit(FAILED)
 
 
