@@ -93,9 +93,6 @@ def compare(
         assert relative_error(gradient, want) < tolerance, list(leaf.shape)
 
 
-# ------------------------------------------------------------------------------------------- the same numbers
-
-
 @pytest.mark.parametrize(
     "case", [case if case in BY_DEFAULT else pytest.param(case, marks=exhaustive) for case in CASES]
 )
@@ -157,9 +154,6 @@ def test_layouts_do_not_matter() -> None:
     fused.branch.register_forward_hook(lambda module, inputs, y: y.mT.contiguous().mT)
     expanded = lambda out: torch.ones((), dtype=out.dtype, device=out.device).expand(out.shape)  # noqa: E731
     compare(fused, reference, streams(fused, 3), cotangent=expanded)
-
-
-# ------------------------------------------------------------------------------------------- under autograd
 
 
 @pytest.mark.parametrize("frozen", ("scale", "fn base scale", "x fn base scale"))
@@ -245,9 +239,6 @@ def test_compiled_in_one_graph(case: str, backend: str) -> None:
     for tokens, gain in ((3, 1.0), (5, 0.5)):
         fused.post_gain = reference.post_gain = gain
         compare(compiled, reference, streams(fused, tokens))
-
-
-# ------------------------------------------------------------------------------------------- what is refused
 
 
 @pytest.mark.parametrize(

@@ -236,8 +236,6 @@ def test_tanh_keeps_its_digits() -> None:
     assert torch.equal(values[:4], ends[:4].tanh()) and slopes[0] == 1 and slopes[1] == slopes[2] == 0
 
 
-# ------------------------------------------------------------------------------------------- names of pairs
-
 _PAIR_MODULE = """
 import triton
 import triton.language as tl

@@ -105,9 +105,6 @@ def test_enough_are_checked_in_full() -> None:
     assert len(SMOOTH) > 40 and {m.name for m in SMOOTH} == {m.name for m in OF_MANIFOLDS if m.num_coordinates}
 
 
-# ------------------------------------------------------------------------------------------------------- suites
-
-
 def test_two_lines_are_a_suite() -> None:
     class TestMine(ManifoldLaws):
         subject = manifolds.Stiefel
@@ -133,9 +130,6 @@ def test_a_suite_that_must_fail_fails(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 1 and "breaks the law 'identity'" in done.stdout
     assert re.search(r"1 failed, \d\d passed", done.stdout)
-
-
-# ------------------------------------------------------------------------------------------------------ commands
 
 
 @pytest.mark.parametrize("jobs", ["1", pytest.param("2", marks=pytest.mark.exhaustive)])

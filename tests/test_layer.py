@@ -25,8 +25,6 @@ from layer_cases import DIM, PRESETS, every_preset, gradients, make_block, make_
 
 BATCHES = ((), (0,), (3,), (2, 3), (2, 0, 3))
 
-# ------------------------------------------------------------------------------------------- calling it
-
 
 def test_extra_arguments_reach_the_branch() -> None:
     seen: list[Any] = []
@@ -78,9 +76,6 @@ def test_branch_of_another_shape_is_refused() -> None:
     block = make_block(branch=lambda u: u[..., :-1])
     with pytest.raises(ValueError, match=r"\[3, 8\].*\[3, 7\]"):
         block(make_streams(block, 3))
-
-
-# ------------------------------------------------------------------------------------------- dtypes
 
 
 @every_preset
@@ -182,9 +177,6 @@ def test_a_branch_may_work_in_place(backend: str) -> None:
         assert torch.equal(a, b) and b.abs().max() > 0
 
 
-# ------------------------------------------------------------------------------------------- shapes
-
-
 @every_preset
 @pytest.mark.parametrize("batch", BATCHES, ids=str)
 def test_batch_shapes(preset: str, batch: tuple[int, ...]) -> None:
@@ -221,9 +213,6 @@ def test_layout_of_the_input_does_not_matter(preset: str) -> None:
             assert (a - b).abs().max() <= 1e-5 * b.abs().max()
 
 
-# ------------------------------------------------------------------------------------------- errors
-
-
 @pytest.mark.parametrize("shape", [(3, 4, 7), (3, 5, 8), (3, 8, 4), (8,), (4, 3, 8), ()], ids=str)
 def test_wrong_shapes_are_refused(shape: tuple[int, ...]) -> None:
     block = make_block()
@@ -256,8 +245,6 @@ def test_fractions_must_divide() -> None:
     with pytest.raises(ValueError, match=r"8 channels.*3 equal fractions"):
         expand_streams(torch.zeros(2, 8), streams=3, fractions=True)
 
-
-# ------------------------------------------------------------------------------------------- one bad token
 
 # Triton's interpreter computes with numpy, which warns of what these tests are about.
 numpy_warns = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -313,9 +300,6 @@ def test_the_check_can_fail() -> None:
 
     with pytest.raises(AssertionError):
         check_isolation(Mixed(), 4, DIM, math.nan)
-
-
-# ------------------------------------------------------------------------------------------- into the streams and out
 
 
 def test_expand_copies() -> None:

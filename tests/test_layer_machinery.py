@@ -101,9 +101,6 @@ def test_gradcheck(preset: str) -> None:
     assert torch.autograd.gradgradcheck(call, leaves, fast_mode=True)
 
 
-# ------------------------------------------------------------------------------------------- copies and checkpoints
-
-
 @every_preset
 def test_copies_of_a_layer_compute_the_same(preset: str) -> None:
     block = make_block(preset)

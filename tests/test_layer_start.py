@@ -113,9 +113,6 @@ def test_fractions_start_as_the_plain_residual_network(manifold: Manifold) -> No
     assert distance_to_plain(stack) <= 1e-5 + LAYERS * miss
 
 
-# ------------------------------------------------------------------------------------------- what learns
-
-
 @functools.lru_cache(None)
 def sum_sensitivities(manifold: Manifold) -> tuple[tuple[float, float], ...]:
     """Largest derivative of a row sum and of a column sum of H, at the start and near it.

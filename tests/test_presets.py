@@ -25,9 +25,6 @@ def test_every_preset_has_a_transcription() -> None:
     assert {system.preset for system in SYSTEMS.values()} == set(HyperConnectionConfig.presets())
 
 
-# ------------------------------------------------------------------------------------------- values and gradients
-
-
 def randomise(block: HyperConnection) -> None:
     """Every parameter of the layer random, with logits that vary by order one between tokens."""
     for name, parameter in block.named_parameters():
@@ -117,9 +114,6 @@ def test_learned_head(n: int, shape: tuple[int, ...]) -> None:
     assert_gradients([actual], [expected], {"x": x, **dict(head.named_parameters())})
 
 
-# ------------------------------------------------------------------------------------------- delayed reads
-
-
 @every_size
 @pytest.mark.parametrize("way", ("layers", "stack", "hand-overs"))
 def test_delayed_reads_over_depth(n: int, way: str) -> None:
@@ -168,9 +162,6 @@ def test_delayed_reads_are_not_begun_by_accident() -> None:
         collapse_streams(x, "pre")
 
 
-# ------------------------------------------------------------------------------------------- a scheduled gain
-
-
 def test_the_gain_of_the_write_weights_can_be_scheduled() -> None:
     """Motif 3 anneals it from 2 to 1; two sigmoids of gain 2 are what mHC writes with."""
     config = HyperConnectionConfig(manifold="kronecker", post_gate="sigmoid", post_gain=2.0)
@@ -186,9 +177,6 @@ def test_the_gain_of_the_write_weights_can_be_scheduled() -> None:
     assert set(block.state_dict()) == set(twin.state_dict())
     with pytest.raises(ValueError, match="post_gain is a finite number, got nan"):
         block.post_gain = math.nan
-
-
-# ------------------------------------------------------------------------------------------- as published
 
 
 def count(module: nn.Module) -> int:

@@ -64,9 +64,6 @@ def one_by_one(layers: list[HyperConnection], x: Tensor, *args: Any, **kwargs: A
     return x
 
 
-# ------------------------------------------------------------------------------------------- the same numbers
-
-
 @both_backends
 @pytest.mark.parametrize("kind", ("mixed", "fractions"))
 def test_equals_its_layers(kind: str, backend: str) -> None:
@@ -137,9 +134,6 @@ def test_inference_saves_nothing(backend: str, mode: Callable[[], Any]) -> None:
     assert saved and relative_error(out.clone(), expected.detach()) < EXACT
 
 
-# ------------------------------------------------------------------------------------------- fewer passes
-
-
 def test_launches_of_a_sublayer() -> None:
     """Three kernels a sublayer forward, four backward and one to sum partial gradients of the parameters."""
     counts = []
@@ -186,9 +180,6 @@ def test_torch_itself_adds_no_gradients_of_streams(backend: str) -> None:
         with Sums():
             torch.autograd.grad(out, x, cotangent)
         assert sums.count(tuple(x.shape)) == expected, "the second case shows that the count counts"
-
-
-# ------------------------------------------------------------------------------------------- hand-overs
 
 
 @both_backends
@@ -250,9 +241,6 @@ def test_into_takes_a_layer() -> None:
         layer(streams(3), into=nn.Linear(2, 2))
 
 
-# ------------------------------------------------------------------------------------------- as a module
-
-
 def test_parameters_are_named_as_in_a_module_list() -> None:
     layers = layers_of("mixed", branch=lambda: nn.Linear(DIM, DIM))
     stack, plain = HyperConnectionStack(layers), nn.ModuleList(layers)
@@ -311,9 +299,6 @@ def test_extra_arguments_reach_every_branch() -> None:
     out = HyperConnectionStack(layers)(x, mask, gain=3.0)
     assert relative_error(out.detach(), one_by_one(layers, x, mask, gain=3.0).detach()) < EXACT
     assert relative_error(out.detach(), one_by_one(layers, x, mask, gain=1.0).detach()) > 1e-3
-
-
-# ------------------------------------------------------------------------------------------- what is refused
 
 
 class Cached(nn.Module):

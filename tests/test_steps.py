@@ -192,9 +192,6 @@ def check(
     check_gradients(actual, expected, leaves_of(x, layers), cotangent(expected.detach()))
 
 
-# ------------------------------------------------------------------------------------------- gradients
-
-
 @both_backends
 @pytest.mark.parametrize("name", GRAPHS)
 def test_graphs(name: str, backend: str) -> None:

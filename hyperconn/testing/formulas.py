@@ -40,9 +40,6 @@ def write(x: Tensor, pre: Tensor, post: Tensor, H: Tensor, branch: Branch) -> Su
     return Sublayer(torch.stack(rows), pre, post, H)
 
 
-# ---------------------------------------------------------------------------------------------- the mHC family
-
-
 def flat_logits(
     x: Tensor,
     fn: Tensor,
@@ -250,9 +247,6 @@ def deepseek_v4_head(x: Tensor, fn: Tensor, base: Tensor, scale: Tensor, eps: fl
     (logits,) = flat_logits(x, fn, base, scale, (n,), eps)
     weights = sigmoid(logits) + hc_eps
     return sum((weights[i] * x[i] for i in range(n)), torch.zeros_like(x[0]))
-
-
-# ---------------------------------------------------------------------------------------------- HC and its fractions
 
 
 def layer_norm(row: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:

@@ -153,9 +153,6 @@ def compiled(subject: Map, case: Case) -> Iterator[Measured]:
     yield at_most("change in a graph", (traced - subject(theta)).abs().max(), rounding(subject, case.dtype))
 
 
-# -------------------------------------------------------------------------------------- what should not be given
-
-
 @law(kind=Map, scales=(1.0,), random=False)
 def wrong_inputs(subject: Map, case: Case) -> Iterator[Measured]:
     """Integer and complex tensors, wrong widths, scalars and what is no tensor raise TypeError or ValueError."""

@@ -70,9 +70,6 @@ def dtypes() -> tuple[torch.dtype, ...]:
     return (torch.float64, torch.float32) if device() == "cpu" else (torch.float32,)
 
 
-# ------------------------------------------------------------------------------------------------------ the pair
-
-
 def check_forward(subject: Map, dtype: torch.dtype, scale: float) -> None:
     """The value is the torch map's, ties and zero coordinates included."""
     for smooth in (False, True):
@@ -144,9 +141,6 @@ def _cotangent(subject: Map, case: Case) -> Tensor:
     return case.normal(case.count, *subject.value_shape, stream=_COTANGENT)
 
 
-# ----------------------------------------------------------------------------------------------------- the layer
-
-
 def check_layer(subject: Map) -> None:
     """A layer on ``backend="triton"`` is the layer on ``backend="torch"``: output, and every gradient."""
     dtype = dtypes()[0]
@@ -190,9 +184,6 @@ def _outcome(block: HyperConnection, x: Tensor, cotangent: Tensor) -> dict[str, 
     gradients = torch.autograd.grad(out, list(leaves.values()), cotangent)
     named = {f"the gradient of {name}": gradient for name, gradient in zip(leaves, gradients, strict=True)}
     return {"the output": out.detach(), **named}
-
-
-# ------------------------------------------------------------------------------------------------------- running
 
 
 def _forward(subject: Map, theta: Tensor) -> Tensor:

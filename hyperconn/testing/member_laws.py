@@ -242,8 +242,6 @@ def perturbation(manifold: Manifold, case: Case) -> Iterator[Measured]:
         yield at_least(f"violation of the worst entry off by {nudge:g}", caught.amax(0).amin(), floor)
 
 
-# ------------------------------------------------------------ what violation and the invariants themselves measure
-
 # Each once more, for one matrix, by somebody else's linear algebra.
 _FORMULAS: dict[str, Callable[[_Matrix], float]] = {
     "row_sums": lambda H: np.abs(H @ np.ones(len(H)) - 1).max(),
