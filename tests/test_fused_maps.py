@@ -75,9 +75,10 @@ MORE: tuple[Map, ...] = (
     Birkhoff(n=4, first_axis="rows", eps=1e-6, eps_mode="softmax"),  # DeepSeek-V4's
     Birkhoff(n=4, iterations=32),
     *(Permutation(n=n) for n in (2, 5, 6)),
-    *(Kronecker(n=n) for n in (2, 3, 8, 9, 10, 15)),
+    *(Kronecker(n=n) for n in (2, 3, 8, 9)),
     *(Kronecker(n=math.prod(sizes), factors=sizes) for sizes in ((4, 4), (3, 5), (2, 6), (2, 4, 2), (1, 2, 1, 3))),
-    *(kind(n=n) for kind in (*PLAIN, *GATES) for n in (2, 5, 16)),
+    *(kind(n=n) for kind in (*PLAIN, *GATES) for n in (2, 5, 9)),
+    *(kind(n=16) for kind in (Stiefel, Unconstrained, Identity, *GATES)),
     Stiefel(n=5, method="iterative", alpha=0.7, steps=7),
     Stiefel(n=4, generator="full"),
     Stiefel(n=3, method="iterative", alpha=0.3, steps=0),
