@@ -62,10 +62,10 @@ format: $(READY) ## rewrite the sources as `make lint` wants them
 	$(BIN)/ruff format .
 
 laws: $(READY) ## check every law of every part on EXAMPLES examples
-	$(BIN)/hyperconn verify --examples $(EXAMPLES) --jobs $(WORKERS)
+	$(BIN)/hyperconn verify --all --examples $(EXAMPLES) --jobs $(WORKERS)
 
 certificates: $(READY) ## the same, and write what was found into the pages of docs/manifolds
-	$(BIN)/hyperconn verify --examples $(EXAMPLES) --jobs $(WORKERS) --pages docs/manifolds
+	$(BIN)/hyperconn verify --all --examples $(EXAMPLES) --jobs $(WORKERS) --pages docs/manifolds
 
 bench-cpu: $(READY) ## time a layer on the CPU against the plain residual and other implementations, with bars
 	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[peers]'

@@ -150,7 +150,7 @@ def test_verify_takes_what_is_registered(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setattr(registry, "available", lambda known=(("misses",) if registry is MANIFOLDS else ()): known)
     manifolds.register("misses")(MissesTheIdentity)
     try:
-        done = run("verify", "--n", "3", "--examples", "1")
+        done = run("verify", "--all", "--n", "3", "--examples", "1")
     finally:
         manifolds.unregister("misses")
     assert done.exit_code == 1 and "MissesTheIdentity(n=3) breaks identity" in done.output

@@ -28,15 +28,6 @@ def test_it_is_the_cayley_map_of_geotorch(n: int, std: float) -> None:
     assert torch.linalg.det(rotation) > 0
 
 
-@pytest.mark.parametrize("std", [0.0, 1e-3, 1.0, 10.0, 1e2, 1e3, 1e4])
-@pytest.mark.parametrize("n", [2, 3, 4, 8, 16])
-def test_orthogonality_in_single_precision(n: int, std: float) -> None:
-    """At coordinates of 1e4 the bare solve loses four digits: what the polish is for."""
-    m = Stiefel(n=n)
-    Q = m(normal(2000, m.num_coordinates, std=std).float()).double()
-    assert (Q.mT @ Q - torch.eye(n)).abs().max() <= 5e-7
-
-
 @pytest.mark.parametrize(
     ("std", "low", "high"), [(0.5, 3e-4, 3e-3), (1.0, 4e-3, 4e-2), (4.0, 0.3, 3.0), (16.0, 1e3, 1e6)]
 )

@@ -63,8 +63,9 @@ def rewrite(arguments: Sequence[str]) -> list[str]:
 def verify(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME_OR_MODULE:CLASS]...", help="Parts by name, or classes to import. Default: all."),
+        typer.Argument(metavar="[NAME_OR_MODULE:CLASS]...", help="Parts by name, or classes to import."),
     ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every registered part; takes long.")] = False,
     sizes: Annotated[
         list[int] | None,
         typer.Option(
@@ -94,13 +95,15 @@ def verify(
     to_stdout = json == STDOUT
     with bad_input():
         file = None if json is None or to_stdout else _writable(Path(json))
+        if bool(names) == everything:
+            raise ValueError("verify takes names of parts, or --all")
         if json is not None and len(names or ()) != 1:
-            raise ValueError(f"--json writes the certificate of one part, got {names or 'none'}; name one")
+            raise ValueError("--json writes the certificate of one part: name one")
     # What a class prints is not part of its certificate.
     with redirect_stdout(sys.stderr) if to_stdout else nullcontext():
         with bad_input():
             classes = [_import_class(name) if ":" in name else named(name) for name in names or ()]
-            chosen: dict[Any, Any] = {cls: choose(cls, sizes) for cls in classes} if names else _everything(sizes)
+            chosen: dict[Any, Any] = _all(sizes) if everything else {cls: choose(cls, sizes) for cls in classes}
         planned = [(cls, task) for cls, found in chosen.items() for task in tasks(found, examples, seed)]
         by_class: dict[Any, list[Verdict]] = {cls: [] for cls in chosen}
         torch.set_num_threads(1)  # the matrices are small, and sums in one order give one certificate
@@ -136,7 +139,7 @@ def verify(
         raise typer.Exit(FAILED)
 
 
-def _everything(sizes: Sequence[int] | None) -> dict[Any, Any]:
+def _all(sizes: Sequence[int] | None) -> dict[Any, Any]:
     """The instances of everything registered by class; plugins that give none are remarked upon and left out."""
     from hyperconn.testing.subjects import KINDS, ContractError, choose
 

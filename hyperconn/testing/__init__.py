@@ -9,7 +9,7 @@ one. The test suite of a plugin wants pytest classes of them, for the map and fo
     TestMineOnTheDevice = kernel_laws(MyManifold)
 
 Cases are drawn with hypothesis, which only this subpackage needs: ``pip install 'hyperconn[test]'``.
-``hyperconn verify`` checks everything that is registered and prints a table.
+``hyperconn verify --all`` checks everything that is registered and prints a table.
 
 >>> from hyperconn import manifolds
 >>> check_law("membership", manifolds.make("stiefel", n=3), examples=5).holds
