@@ -123,9 +123,8 @@ class ReadsTheSquare(gates.Softmax):
 
 @dataclasses.dataclass(frozen=True)
 class SaysAnotherScale(predictors.Flat):
-    def affine(self, raw, parameters, layout):
-        base, scale = super().affine(raw, parameters, layout)
-        return base, scale.flip(0)
+    def logits(self, x, raw, parameters, layout):
+        return super().logits(x, raw, {**parameters, "scale": parameters["scale"].flip(0)}, layout)
 
 
 @dataclasses.dataclass(frozen=True)
