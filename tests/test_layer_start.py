@@ -18,7 +18,7 @@ from hyperconn import HyperConnection, HyperConnectionConfig, collapse_streams, 
 from hyperconn.manifolds import Manifold, invariants
 
 DIM, TOKENS, LAYERS = 16, 8, 4
-LR, STEPS = 1e-3, 3
+LR, STEPS = 1e-3, 6
 
 
 def starts_plain(manifold: Manifold) -> bool:
