@@ -43,7 +43,8 @@ demo: $(READY) ## train one small model under every published scheme and compare
 test: lint types ## lint, types, then the tests: unit, law, doctest
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-test-all: test kernels-report bench-traffic ## also the site, an installed plugin, every kernel size and dtype, compiled for every GPU target, and its bytes
+test-all: test bench-traffic ## also the site, an installed plugin, every kernel size and dtype, its bytes, compiled at n = 4
+	$(BIN)/python benchmarks/kernels_report.py --workers $(WORKERS) --n 4 --target cuda90 gfx942
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m exhaustive
 
 lint: $(READY) ## style and formatting
