@@ -203,7 +203,7 @@ class HyperConnection(CheckpointNote):
             layer is dropped. ``write(y, into=layer)`` returns a ``Handover`` instead: the streams together with
             what ``layer`` predicts its coefficients from, computed in the same pass over them.
         """
-        entered = self._enter(x)
+        entered, recorded = self._enter(x), torch.is_grad_enabled()
         if isinstance(x, Handover):
             x.take()
         projected = entered.projected
@@ -228,6 +228,11 @@ class HyperConnection(CheckpointNote):
                 raise RuntimeError(
                     f"{self.summary()}: write was called twice after one read; the gradients of the two would be "
                     "mixed up: call read again, or add the two outputs and write once"
+                )
+            if y.requires_grad and torch.is_grad_enabled() and not recorded:
+                raise RuntimeError(
+                    f"{self.summary()}: read ran without autograd and write runs with it, so that no gradient would "
+                    "reach the streams; under torch.utils.checkpoint pass use_reentrant=False, or checkpoint the layer"
                 )
             written = True
             return self._write(entered, streams, coefficients, y, into)

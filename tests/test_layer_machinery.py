@@ -42,6 +42,20 @@ def test_activation_checkpointing(preset: str) -> None:
             assert torch.equal(a, b) and b.abs().max() > 0
 
 
+def test_a_read_that_autograd_did_not_see_is_refused() -> None:
+    """The first pass of a reentrant checkpoint runs without autograd, and what write needs would be lost."""
+    block = make_block("kromhc")
+    x = make_streams(block, 3).requires_grad_()
+    u, write = checkpoint(block.read, x, use_reentrant=True)
+    with pytest.raises(RuntimeError, match="pass use_reentrant=False"):
+        write(u.sin())
+    u, write = checkpoint(block.read, x, use_reentrant=False)
+    assert torch.autograd.grad(write(u.sin()).square().sum(), x)[0].abs().max() > 0
+    with torch.no_grad():
+        u, write = block.read(x)
+        write(u)
+
+
 @every_preset
 @pytest.mark.parametrize("around", (False, True), ids=("argument", "context"))
 def test_meta_device(preset: str, around: bool) -> None:
