@@ -69,6 +69,7 @@ class Handover:
     spec: LayerSpec
     entered: Entered
     _readers: list[str] = field(default_factory=list, repr=False, compare=False)
+    _recorded: bool = field(default_factory=torch.is_grad_enabled, repr=False, compare=False)
 
     def take(self) -> None:
         """Note that ``layer`` reads this, which it may do once."""
@@ -76,6 +77,12 @@ class Handover:
             raise RuntimeError(
                 f"{self.spec.summary()}: the streams handed over were read twice; the gradients of the two reads "
                 "would be mixed up: read `handover.streams` again instead"
+            )
+        if torch.is_grad_enabled() and not self._recorded:
+            raise RuntimeError(
+                f"{self.spec.summary()}: the streams handed over were written without autograd and are read with it: "
+                "no gradient would reach what wrote them; under torch.utils.checkpoint pass use_reentrant=False, or "
+                "read `handover.streams` if none is meant to"
             )
         self._readers.append(self.spec.summary())
 

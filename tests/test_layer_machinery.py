@@ -49,6 +49,9 @@ def test_a_read_that_autograd_did_not_see_is_refused() -> None:
     u, write = checkpoint(block.read, x, use_reentrant=True)
     with pytest.raises(RuntimeError, match="pass use_reentrant=False"):
         write(u.sin())
+    handed = checkpoint(lambda x: block(x, into=block), x, use_reentrant=True)
+    with pytest.raises(RuntimeError, match="written without autograd .* pass use_reentrant=False"):
+        block(handed)
     u, write = checkpoint(block.read, x, use_reentrant=False)
     assert torch.autograd.grad(write(u.sin()).square().sum(), x)[0].abs().max() > 0
     with torch.no_grad():
