@@ -127,12 +127,12 @@ _PLAIN: Contexts = (nullcontext(), nullcontext())
 
 
 def prepare(
-    contender: Contender, shape: Shape, device: torch.device, chunk: int = 2048, contexts: Contexts = _PLAIN
+    contender: Contender, shape: Shape, device: torch.device, contexts: Contexts = _PLAIN
 ) -> Verified | Refused:
-    """Build a contender and check it, the formula ``chunk`` tokens at a time; ``contexts`` are around both passes."""
+    """Build a contender and check it; ``contexts`` are around both passes."""
     try:
         subject = contender.build(shape, device)
-        errors = compare(subject, chunk, contexts)
+        errors = compare(subject, contexts)
     except UnavailableError as error:
         return Refused(contender, shape, "unavailable", str(error))
     except torch.OutOfMemoryError as error:
@@ -162,7 +162,7 @@ def results(
     return {"output": output.detach(), **named}
 
 
-def compare(subject: Subject, chunk: int = 2048, contexts: Contexts = _PLAIN) -> dict[str, float]:
+def compare(subject: Subject, contexts: Contexts = _PLAIN) -> dict[str, float]:
     """Relative errors of the output and of the gradients of x and of every parameter, against the formula in float64.
 
     Raises:
@@ -170,7 +170,7 @@ def compare(subject: Subject, chunk: int = 2048, contexts: Contexts = _PLAIN) ->
     """
     actual = results(subject.run, subject.x, subject.cotangent, subject.parameters, contexts)
     errors = {}
-    for name, value in expectation(subject, chunk).items():
+    for name, value in expectation(subject).items():
         largest = float(value.abs().amax()) if value.numel() else 1.0
         if largest == 0.0 and subject.x.numel():
             raise ValueError(f"the {name} vanishes in the formula: choose parameters and a cotangent that move it")
@@ -182,7 +182,7 @@ def compare(subject: Subject, chunk: int = 2048, contexts: Contexts = _PLAIN) ->
     return errors
 
 
-def expectation(subject: Subject, chunk: int) -> dict[str, Tensor]:
+def expectation(subject: Subject, chunk: int = 2048) -> dict[str, Tensor]:
     """The same quantities by the formula in float64: x in chunks of tokens, so that memory stays bounded."""
     axis = subject.token_axis
     parameters = {name: value.detach().double().requires_grad_() for name, value in subject.parameters.items()}

@@ -156,13 +156,12 @@ def amd_usage(assembly: str, shared: int) -> Usage:
     return Usage(value("vgpr_count"), shared, spills)
 
 
-def jobs(ns: Sequence[int], dtypes: Sequence[str], targets: Sequence[str], pattern: str = "") -> list[Job]:
+def jobs(ns: Sequence[int], dtypes: Sequence[str], targets: Sequence[str]) -> list[Job]:
     """The matrix."""
     return [
         Job(case, n, dtype, position, launch.name, target)
         for n in ns
         for case, dtype, launches in cases(n, dtypes)
-        if re.search(pattern, case)
         for position, launch in enumerate(launches)
         for target in targets
     ]
@@ -215,12 +214,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--n", type=int, nargs="+", default=list(STREAM_COUNTS), help="numbers of streams")
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES), help="dtypes of the streams")
     parser.add_argument("--target", nargs="+", choices=TARGETS, default=list(TARGETS), help="what to compile for")
-    parser.add_argument("--only", default="", metavar="REGEX", help="cases whose name matches")
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args(argv)
-    work = jobs(arguments.n, arguments.dtype, arguments.target, arguments.only)
-    if not work:
-        parser.error(f"no case matches {arguments.only!r} at n in {arguments.n}")
+    work = jobs(arguments.n, arguments.dtype, arguments.target)
     start, rows = time.perf_counter(), []
     print(COLUMNS.format("case", "kernel", "n", "dtype", "target", "regs", "shared", "spills", "").rstrip())
     with ThreadPoolExecutor(arguments.workers) as threads:

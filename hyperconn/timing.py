@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+_WARMUPS = 2
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -29,7 +31,6 @@ def interleaved(
     steps: Mapping[str, Callable[[], object]],
     rounds: int,
     *,
-    warmups: int = 2,
     synchronize: Callable[[], object] = lambda: None,
 ) -> dict[str, list[float]]:
     """Seconds by name, one a round: in a round everybody runs once, so that a slow moment is everybody's.
@@ -38,13 +39,12 @@ def interleaved(
 
     Args:
         steps: what to time, by name.
-        rounds: how many count.
-        warmups: rounds before those, which do not.
+        rounds: how many count; two before those do not.
         synchronize: waits until the device has done what it was asked for.
     """
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     names = list(steps)
-    for number in range(-warmups, rounds):
+    for number in range(-_WARMUPS, rounds):
         first = number % len(names)
         for name in (*names[first:], *names[:first]):
             synchronize()

@@ -69,20 +69,6 @@ def test_members_can_be_assigned_and_others_cannot() -> None:
         module.weight = torch.diag(torch.tensor([-1.0, -1.0, 1.0]))
 
 
-def test_a_doubly_stochastic_matrix_that_is_no_product_is_refused() -> None:
-    """Doubly stochastic, and no Kronecker product of 2×2 matrices."""
-    module = constrain(linear(), "weight", "kronecker")
-    before = module.weight.detach().clone()
-    cycle = torch.eye(4).roll(1, 0)
-    half = (torch.eye(4) + torch.eye(4)[[0, 2, 1, 3]]) / 2
-    for stranger in (cycle, half, Birkhoff(n=4, finish="round")(torch.randn(16))):
-        assert manifolds.make("birkhoff", n=4).violation(stranger) < 1e-6
-        assert manifolds.make("kronecker", n=4).violation(stranger) > 0.05
-        with pytest.raises(ValueError, match=r"Kronecker\(n=4"):
-            module.weight = stranger
-    assert torch.equal(module.weight, before)
-
-
 def test_a_state_dict_of_another_manifold_is_refused() -> None:
     """Birkhoff and unconstrained share their shapes, so nothing else would notice."""
     ours, theirs = constrain(linear(), "weight", "unconstrained"), constrain(linear(), "weight", "birkhoff")

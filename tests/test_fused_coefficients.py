@@ -22,7 +22,6 @@ from hyperconn.kernels.fused.coefficients import (
 from hyperconn.kernels.fused.launch import Launch, recording
 from hyperconn.kernels.fused.maps.trivial import IDENTITY, UNCONSTRAINED
 from hyperconn.kernels.fused.pair import DevicePair
-from hyperconn.kernels.fused.second_order import refuse_second_derivatives
 from hyperconn.kernels.fused.tiles import flat_from_square, inside_square, square_from_flat
 from hyperconn.kernels.passes.normalisation import inverse_rms
 from hyperconn.kernels.poison import poisoned_memory
@@ -222,14 +221,6 @@ def test_autograd_with_strided_inputs_and_missing_cotangents() -> None:
     expected = reference_backward((raw, base, scale), (dpre, torch.zeros_like(dpre), dH), spec)
     for one, two in zip(actual, expected, strict=True):
         assert relative_error(one, two) < EXACT
-
-
-def test_an_ordinary_backward_returns_its_gradients_as_they_are() -> None:
-    gradient, dependency = torch.ones(2), torch.ones(2, requires_grad=True)
-    with torch.no_grad():
-        assert refuse_second_derivatives((gradient, None), (dependency, None))[0] is gradient
-    refused, nothing = refuse_second_derivatives((gradient, None), (dependency, None))
-    assert nothing is None and refused is not None and torch.equal(refused, gradient) and refused.requires_grad
 
 
 @pytest.mark.parametrize("T", (0, 3))

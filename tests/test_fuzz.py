@@ -54,10 +54,10 @@ objects = st.one_of(
 )
 
 
-def nested(levels: int, kind: type = list) -> Any:
+def nested(kind: type) -> Any:
     """Tables or lists inside each other."""
     value: Any = 1
-    for _ in range(levels):
+    for _ in range(10_000):
         value = {"a": value} if kind is dict else kind([value])
     return value
 
@@ -68,9 +68,9 @@ OWN_TABLE: dict[str, Any] = {}
 OWN_TABLE["manifold_options"] = OWN_TABLE
 
 DEEP = {
-    "deep lists": nested(10_000),
-    "deep tuples": nested(10_000, tuple),
-    "deep tables": nested(10_000, dict),
+    "deep lists": nested(list),
+    "deep tuples": nested(tuple),
+    "deep tables": nested(dict),
     "a list in itself": OWN_LIST,
     "a table in itself": OWN_TABLE,
     "a long list": [0] * 1_000_000,

@@ -128,12 +128,6 @@ def test_what_fails() -> None:
     assert "shared memory" in str(failure(4, Usage(32, most + 1, 0)))
 
 
-def test_no_case_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        kernels_report.main(["--only", "nothing of this name"])
-    assert "no case matches 'nothing of this name'" in capsys.readouterr().err
-
-
 def test_what_the_compiler_is_told() -> None:
     """Alignment of pointers, divisible sizes and sizes of one, as in a real launch."""
 

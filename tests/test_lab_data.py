@@ -14,8 +14,8 @@ from hyperconn.lab.data import step_seed, training_batch, validation_windows
 from hyperconn.lab.settings import DataConfig
 
 
-def load(path: Path | None, max_bytes: int = 100_000, held_out: float = 0.2, context: int = 8) -> Corpus:
-    return load_corpus(DataConfig(None if path is None else str(path), max_bytes, held_out), context)
+def load(path: Path | None, max_bytes: int = 100_000, held_out: float = 0.2) -> Corpus:
+    return load_corpus(DataConfig(None if path is None else str(path), max_bytes, held_out), context=8)
 
 
 def text_of(corpus: Corpus) -> bytes:

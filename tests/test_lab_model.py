@@ -17,8 +17,8 @@ KINDS: dict[str, HyperConnectionConfig | None] = {"plain": None} | {
 each_kind = pytest.mark.parametrize("name", KINDS)
 
 
-def tokens(batch: int = 2, length: int = 12) -> Tensor:
-    return torch.randint(256, (batch, length), generator=torch.Generator().manual_seed(1))
+def tokens() -> Tensor:
+    return torch.randint(256, (2, 12), generator=torch.Generator().manual_seed(1))
 
 
 def shared(model: GPT) -> dict[str, Tensor]:
@@ -39,13 +39,6 @@ def test_every_kind_starts_with_the_same_branches(name: str) -> None:
     assert plain.keys() == other.keys() and len(plain) == 4 + 4 * 6
     assert all(torch.equal(plain[key], other[key]) for key in plain)
     assert not torch.equal(plain["token.weight"], shared(GPT(SIZES, KINDS[name], seed=4))["token.weight"])
-
-
-def test_seed_decides_the_connections_too() -> None:
-    one, two, other = (GPT(SIZES, KINDS["mhc"], seed=seed).state_dict() for seed in (0, 0, 1))
-    assert all(torch.equal(one[key], two[key]) for key in one)
-    assert not torch.equal(one["sublayers.0.fn"], other["sublayers.0.fn"])
-    assert one["sublayers.0.fn"].std() > 0.05
 
 
 @each_kind

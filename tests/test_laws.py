@@ -88,23 +88,6 @@ def test_the_grid_meets_what_the_laws_promise() -> None:
         assert {torch.float32, torch.float64, torch.bfloat16} == set(by_name[name].dtypes)
 
 
-# Full Jacobians cost P² evaluations; beyond this the directional laws have to do.
-SMOOTH = [m for m in OF_MANIFOLDS if 0 < m.num_coordinates <= 24 and getattr(m, "iterations", 0) < 100]
-
-
-@pytest.mark.parametrize("manifold", SMOOTH, ids=repr)
-def test_full_gradcheck(manifold: Manifold) -> None:
-    """Torch's own checks, every entry of both Jacobians, at one point in general position."""
-    theta = 0.5 * torch.randn(2, manifold.num_coordinates, dtype=torch.float64)
-    theta.requires_grad_()
-    assert torch.autograd.gradcheck(manifold, theta)
-    assert torch.autograd.gradgradcheck(manifold, theta)
-
-
-def test_enough_are_checked_in_full() -> None:
-    assert len(SMOOTH) > 40 and {m.name for m in SMOOTH} == {m.name for m in OF_MANIFOLDS if m.num_coordinates}
-
-
 def test_two_lines_are_a_suite() -> None:
     class TestMine(ManifoldLaws):
         subject = manifolds.Stiefel

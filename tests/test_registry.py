@@ -52,13 +52,6 @@ def test_unknown_names_suggest_the_nearest() -> None:
         manifolds.resolve(3)  # type: ignore[arg-type]
 
 
-def test_unknown_options_list_the_known_ones() -> None:
-    with pytest.raises(TypeError, match=r"'birkhoff' has no option 'iters'; its options are: iterations, first_axis,"):
-        manifolds.make("mhc", n=4, iters=3)
-    with pytest.raises(TypeError, match=r"'identity' has no option 'p'; its options are: none"):
-        manifolds.make("ihc", n=4, p=3)
-
-
 def test_registering_and_forgetting() -> None:
     for _ in range(2):  # the second time the same class gets an alias more
         manifolds.register("healthy", "healthy-shifts")(Circulant)

@@ -26,14 +26,14 @@ def require_int(part: object, option: str, minimum: int, maximum: int | None = N
         raise ValueError(f"{type(part).__name__}: {option} must be at least {minimum}{upper}, got {shown(value)}")
 
 
-def require_number(part: object, option: str, minimum: float = 0.0, *, positive: bool = False) -> None:
-    """Refuse an option that is not a finite number of at least ``minimum``, or above 0 if ``positive``."""
+def require_number(part: object, option: str, *, positive: bool = False) -> None:
+    """Refuse an option that is not a finite number of at least 0, or above 0 if ``positive``."""
     value = getattr(part, option)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         hint = "; YAML reads 1e-6 as text, write 1.0e-6" if isinstance(value, str) else ""
         raise TypeError(f"{type(part).__name__}: {option} must be a number, got {shown(value)}{hint}")
-    if not minimum <= value <= sys.float_info.max or (positive and value == 0):
-        wanted = "positive" if positive else f"at least {minimum:g}"
+    if not 0 <= value <= sys.float_info.max or (positive and value == 0):
+        wanted = "positive" if positive else "at least 0"
         raise ValueError(f"{type(part).__name__}: {option} must be finite and {wanted}, got {shown(value)}")
 
 
