@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 from fused_cases import exhaustive
 from hyperconn import HyperConnection, HyperConnectionConfig
+from hyperconn.manifolds.core import constants
 from layer_cases import DIM, PRESETS, Branch, every_preset, gradients, make_block, make_streams, run, streams_of
 
 # Compiling takes seconds: a flat predictor, one with fractions, and reads that are delayed.
@@ -57,6 +59,17 @@ def test_a_read_that_autograd_did_not_see_is_refused() -> None:
     with torch.no_grad():
         u, write = block.read(x)
         write(u)
+
+
+@pytest.mark.parametrize("preset", ("mhc-lite", "kromhc", "shc"))
+def test_a_use_without_numbers_leaves_nothing_behind(preset: str) -> None:
+    """Constants are kept for the next layer, but not those that a mode made of its own tensors."""
+    constants._cached.cache_clear()
+    with FakeTensorMode():
+        fake = make_block(preset)
+        assert fake(make_streams(fake, 2)).shape == (2, 4, DIM)
+    block = make_block(preset)
+    assert block(make_streams(block, 2)).isfinite().all()
 
 
 @every_preset

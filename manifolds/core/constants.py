@@ -6,7 +6,8 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 
 @lru_cache(maxsize=128)
@@ -18,6 +19,8 @@ def _cached(build: Callable[[int], Tensor], n: int, dtype: torch.dtype, device: 
 
 def constant(build: Callable[[int], Tensor], n: int, like: Tensor) -> Tensor:
     """``build(n)`` in the dtype and on the device of ``like``. Never modify the result."""
-    if torch.compiler.is_compiling():  # a traced graph owns its constants
+    # What is built while somebody traces, fakes or watches operators belongs to them, not to those who come later.
+    watched = torch.compiler.is_compiling() or torch.jit.is_tracing() or _get_current_dispatch_mode() is not None
+    if watched or type(like) not in (Tensor, nn.Parameter):
         return build(n).to(dtype=like.dtype, device=like.device)
     return _cached(build, n, like.dtype, like.device)
