@@ -3,7 +3,7 @@
 PYTHON   ?= python3
 VENV     ?= .venv
 WORKERS  ?= 2
-EXAMPLES ?= 2000
+EXAMPLES ?= 200
 
 BIN   := $(VENV)/bin
 READY := $(VENV)/.ready

@@ -37,7 +37,7 @@ from hyperconn.testing.certificate import BEGIN, put
 from hyperconn.testing.subjects import choose
 from source_tree import ROOT
 
-# Cases drawn on top of the fixed ones; `make laws` takes two thousand.
+# Cases drawn on top of the fixed ones; `make laws` takes more.
 EXAMPLES = 4
 KINDS = {manifolds: manifold_laws, gates: gate_laws, predictors: predictor_laws}
 
