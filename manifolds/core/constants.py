@@ -20,7 +20,11 @@ def _cached(build: Callable[[int], Tensor], n: int, dtype: torch.dtype, device: 
 def constant(build: Callable[[int], Tensor], n: int, like: Tensor) -> Tensor:
     """``build(n)`` in the dtype and on the device of ``like``. Never modify the result."""
     # What is built while somebody traces, fakes or watches operators belongs to them, not to those who come later.
-    watched = torch.compiler.is_compiling() or torch.jit.is_tracing() or _get_current_dispatch_mode() is not None
+    watched = (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or _get_current_dispatch_mode() is not None
+    )
     if watched or type(like) not in (Tensor, nn.Parameter):
         return build(n).to(dtype=like.dtype, device=like.device)
     return _cached(build, n, like.dtype, like.device)
