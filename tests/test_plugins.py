@@ -174,6 +174,10 @@ BROKEN = {
     "nothing there": ("", "AttributeError: module 'extra_tilt' has no attribute 'Tilt'"),
     "other kind": (shape_class(base="gates:Softmax"), "takes a subclass of Manifold, got <class"),
     "abstract": ("from hyperconn.manifolds import Manifold as Tilt", "is incomplete, it has to define: .*forward"),
+    "no property": (
+        shape_class() + "    def coordinate_groups(self): return ()",
+        "coordinate_groups of Tilt is a method, not a value: put @property above it",
+    ),
     "other name": (shape_class("slope"), r"register\('tilt'\): extra_tilt.Tilt calls itself name = 'slope'"),
     "no name": (shape_class().replace('"tilt"', "3"), r"calls itself name = 3"),
     "later version": (

@@ -22,6 +22,9 @@ def require_contract(cls: object, base: type, what: str) -> None:
     missing = sorted({*cls.__abstractmethods__, *getattr(cls, "_missing", tuple)()})  # type: ignore[attr-defined]
     if missing:
         raise TypeError(f"{what}: {cls.__qualname__} is incomplete, it has to define: {', '.join(missing)}")
+    for name in dir(base):
+        if isinstance(getattr(base, name), property) and inspect.isfunction(getattr(cls, name)):
+            raise TypeError(f"{what}: {name} of {cls.__qualname__} is a method, not a value: put @property above it")
     for ancestor in cls.__mro__:
         annotated = issubclass(ancestor, base) and "__dataclass_params__" not in vars(ancestor)
         lost = _annotated_fields(ancestor) if annotated else []
