@@ -34,6 +34,8 @@ class Traffic(TorchDispatchMode):
     Streams hold a multiple of C numbers a token, coefficients any other number, weights none that grows with tokens.
     """
 
+    only_counts = True  # nothing is done otherwise because it looks on
+
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         T, n, self.tokens, self.channels = shape.tokens, shape.streams, shape.tokens, shape.channels

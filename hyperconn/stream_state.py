@@ -34,9 +34,9 @@ class DelayedStreams(NamedTuple):
     @classmethod
     def seed(cls, x: Tensor) -> DelayedStreams:
         """What the first sublayer takes: streams ``x [..., n, C]``, read from stream 0 alone."""
-        pre = torch.zeros(x.shape[:-1], dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
-        pre[..., 0] = 1.0
-        return cls(x, pre)
+        first = torch.arange(x.shape[-2], device=x.device) == 0
+        pre = first.to(torch.promote_types(x.dtype, torch.float32)).expand(x.shape[:-1])
+        return cls(x, pre.contiguous())
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import pickle
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from fused_cases import exhaustive
 from hyperconn import HyperConnection, HyperConnectionConfig
@@ -42,6 +43,24 @@ def test_activation_checkpointing(preset: str) -> None:
         actual = gradients_of(streams_of(checkpoint(block, x, use_reentrant=use_reentrant)))
         for a, b in zip(actual, expected, strict=True):
             assert torch.equal(a, b) and b.abs().max() > 0
+
+
+@every_preset
+def test_selective_checkpoints(preset: str) -> None:
+    """What an operator returned is kept for the second pass, and must still be what it was."""
+    block = make_block(preset)
+    x = make_streams(block, 3).requires_grad_()
+    kept: set[str] = set()
+
+    def policy(_: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+        kept.add(str(operator))
+        return CheckpointPolicy.MUST_SAVE if not operator.is_view else CheckpointPolicy.PREFER_RECOMPUTE
+
+    context = functools.partial(create_selective_checkpoint_contexts, policy)
+    found = gradients(streams_of(checkpoint(block, x, use_reentrant=False, context_fn=context)), block, x)
+    expected = gradients(run(block, x), block, x)
+    assert len(kept) > 5
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_read_that_autograd_did_not_see_is_refused() -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from hyperconn.kernels.maps.layout import tokens_together
+from hyperconn.kernels.watched import watched
 
 POLISH_STEPS = 3
 # Largest skew entry that is solved as it is. The solve loses about ‖A‖·eps; up to these sizes that is little enough
@@ -44,7 +45,7 @@ def polish_orthogonal(Q: Tensor) -> Tensor:
     added as a constant: the gradient of whatever produced ``Q`` is already the right one.
     """
     with torch.no_grad():
-        small = Q.shape[-1] <= _SMALL and Q.device.type == "cpu"
+        small = Q.shape[-1] <= _SMALL and Q.device.type == "cpu" and not watched()
         polished = _polished_by_entries(Q) if small else _polished_by_products(Q)
         correction = polished - Q
     return Q + correction

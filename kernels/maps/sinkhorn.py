@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hyperconn.kernels.maps.cayley import saturate
 from hyperconn.kernels.maps.layout import tokens_together
+from hyperconn.kernels.watched import watched
 
 Axis = Literal["rows", "columns"]
 EpsMode = Literal["denominator", "softmax"]
@@ -116,7 +117,7 @@ class _Sweeps(torch.autograd.Function):
         entries = torch.softmax(before, axes[in_logs - 1])  # its sums are closer to 1 than those of exp(logits)
         for dim in axes[in_logs:]:
             kept.append(entries.sum(dim, keepdim=True))
-            entries.div_(kept[-1])
+            entries = entries / kept[-1] if watched() else entries.div_(kept[-1])
         return (entries, *kept)
 
     @staticmethod
@@ -139,8 +140,12 @@ class _Sweeps(torch.autograd.Function):
         step = grad * entries
         entries = entries.clone()
         for dim, sums in zip(reversed(ctx.axes[in_logs:]), reversed(kept[in_logs:]), strict=True):
-            step.addcmul_(entries, step.sum(dim, keepdim=True), value=-1)
-            entries.mul_(sums)
+            total = step.sum(dim, keepdim=True)
+            if watched():
+                step, entries = torch.addcmul(step, entries, total, value=-1), entries * sums
+            else:
+                step.addcmul_(entries, total, value=-1)
+                entries.mul_(sums)
         for dim, logarithms in zip(reversed(ctx.axes[:in_logs]), reversed(kept[:in_logs]), strict=True):
             step = step - logarithms.exp() * step.sum(dim, keepdim=True)
         return step, None

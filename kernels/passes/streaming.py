@@ -14,7 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hyperconn.kernels.passes.thin_products import blocks_help, sum_of_products, transformed, weigh
+from hyperconn.kernels.passes.thin_products import blocks_help, sum_of_products, weigh
+from hyperconn.kernels.watched import watched
 
 _SHARED = 256  # tokens of a block that two products share, by measurement
 
@@ -30,7 +31,7 @@ def read(x: Tensor, pre: Tensor) -> Tensor:
     """``u = preᵀ x``: ``[T, C]`` from ``x [T, n, C]`` and ``pre [T, n]``."""
     u = torch.bmm(pre.unsqueeze(1), x)
     # Not a view, so that the branch may work in place on it.
-    return u.squeeze(1) if transformed() else u.squeeze_(1)
+    return u.squeeze(1) if watched() else u.squeeze_(1)
 
 
 def write(x: Tensor, H: Tensor, post: Tensor, y: Tensor) -> Tensor:
@@ -102,17 +103,17 @@ def project_backward(
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """``total + a @ b`` for a fresh ``total``, whose memory is reused."""
-    return torch.baddbmm(total, a, b) if transformed() else total.baddbmm_(a, b)
+    return torch.baddbmm(total, a, b) if watched() else total.baddbmm_(a, b)
 
 
 def _add_projection(total: Tensor, dz: Tensor, fn: Tensor) -> Tensor:
     """``total + dz @ fn``, likewise."""
     flat = total.flatten(1)
-    return (torch.addmm(flat, dz, fn) if transformed() else flat.addmm_(dz, fn)).view_as(total)
+    return (torch.addmm(flat, dz, fn) if watched() else flat.addmm_(dz, fn)).view_as(total)
 
 
 def _add_multiple(total: Tensor, factor: Tensor, x: Tensor, times: float) -> Tensor:
     """``total + times · factor · x``, likewise."""
-    if transformed():
+    if watched():
         return torch.addcmul(total, factor, x, value=times)
     return total.addcmul_(factor, x, value=times)

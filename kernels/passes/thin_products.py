@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import grad
 
+from hyperconn.kernels.watched import watched
+
 _PROJECTED, _SUMMED = 512, 512  # tokens of a block
 _ENOUGH = 256  # tokens that are worth the set-up of a convolution
 _LARGEST = 2**31  # numbers that an image may hold
@@ -50,7 +52,7 @@ def _pixels(flat: Tensor) -> Tensor:
 
 def _convolves(flat: Tensor) -> bool:
     return (
-        not transformed()
+        not watched()
         and flat.device.type == "cpu"
         and flat.dtype == torch.float32
         and len(flat) >= _ENOUGH
@@ -62,9 +64,4 @@ def _convolves(flat: Tensor) -> bool:
 
 def blocks_help(tensor: Tensor, tokens: int) -> bool:
     """Whether blocks of so many tokens are faster than the whole."""
-    return not transformed() and tensor.device.type == "cpu" and len(tensor) > tokens
-
-
-def transformed() -> bool:
-    """Whether this runs under vmap, where a fresh tensor may lack the batch of what is added, or is being compiled."""
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    return not watched() and tensor.device.type == "cpu" and len(tensor) > tokens

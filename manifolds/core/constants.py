@@ -7,24 +7,23 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _get_current_dispatch_mode
+from torch.utils._python_dispatch import _disable_current_modes
+
+from hyperconn.kernels.watched import watched
 
 
 @lru_cache(maxsize=128)
 def _cached(build: Callable[[int], Tensor], n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    # A tensor born in inference mode could not be saved for a later backward.
-    with torch.inference_mode(False):
+    # A tensor born in inference mode could not be saved for a later backward, one born in a mode is that mode's.
+    with torch.inference_mode(False), _disable_current_modes(), torch.device("cpu"):
         return build(n).to(dtype=dtype, device=device)
 
 
 def constant(build: Callable[[int], Tensor], n: int, like: Tensor) -> Tensor:
     """``build(n)`` in the dtype and on the device of ``like``. Never modify the result."""
-    # What is built while somebody traces, fakes or watches operators belongs to them, not to those who come later.
-    watched = (
-        torch.compiler.is_compiling()
-        or torch._C._get_tracing_state() is not None
-        or _get_current_dispatch_mode() is not None
-    )
-    if watched or type(like) not in (Tensor, nn.Parameter):
+    if torch.compiler.is_compiling():  # a traced graph owns its constants
         return build(n).to(dtype=like.dtype, device=like.device)
+    if watched() or type(like) not in (Tensor, nn.Parameter):  # they get numbers of their own, made by one operator
+        numbers = _cached(build, n, torch.float64, torch.device("cpu")).tolist()
+        return torch.tensor(numbers, dtype=like.dtype, device=like.device)
     return _cached(build, n, like.dtype, like.device)
