@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hyperconn.kernels.maps.layout import tokens_together
-from hyperconn.kernels.watched import watched
+from hyperconn.kernels.passes.watched import watched
 
 POLISH_STEPS = 3
 # Largest skew entry that is solved as it is. The solve loses about ‖A‖·eps; up to these sizes that is little enough

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hyperconn.kernels.maps.cayley import saturate
 from hyperconn.kernels.maps.layout import tokens_together
-from hyperconn.kernels.watched import watched
+from hyperconn.kernels.passes.watched import watched
 
 Axis = Literal["rows", "columns"]
 EpsMode = Literal["denominator", "softmax"]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hyperconn.kernels.passes.thin_products import blocks_help, sum_of_products, weigh
-from hyperconn.kernels.watched import watched
+from hyperconn.kernels.passes.watched import watched
 
 _SHARED = 256  # tokens of a block that two products share, by measurement
 

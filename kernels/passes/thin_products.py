@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import grad
 
-from hyperconn.kernels.watched import watched
+from hyperconn.kernels.passes.watched import watched
 
 _PROJECTED, _SUMMED = 512, 512  # tokens of a block
 _ENOUGH = 256  # tokens that are worth the set-up of a convolution

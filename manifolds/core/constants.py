@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from hyperconn.kernels.watched import watched
+from hyperconn.kernels.passes.watched import watched
 
 
 @lru_cache(maxsize=128)
