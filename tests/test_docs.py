@@ -132,6 +132,7 @@ def test_the_guide_can_be_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_every_manifold_has_a_page(name: str) -> None:
     page, cls = text_of(f"manifolds/{name}"), manifolds.get(name)
+    assert "Every [law](../laws.md) holds" in page, "run `make certificates`"
     assert page.startswith(f"# `{name}`\n")
     named = [*manifolds.aliases(name), *(field.name for field in dataclasses.fields(cls) if field.name != "n")]
     assert [word for word in named if f"`{word}`" not in page] == [], "aliases and options that the page leaves out"

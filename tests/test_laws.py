@@ -122,7 +122,7 @@ def test_verify_writes_into_pages(tmp_path: Path, jobs: str) -> None:
     done = run("verify", "identity", "softmax", "--examples", "5", "--jobs", jobs, "--pages", str(tmp_path))
     assert done.exit_code == 0 and "membership" in done.output and "read_start" in done.output
     written = page.read_text(encoding="utf-8")
-    assert written.count(BEGIN) == 1 and "every law holds" in written
+    assert written.count(BEGIN) == 1 and "Every [law]" in written
     assert " in bfloat16, " in written and put(written, written[written.index(BEGIN) :].strip()) == written
     with pytest.raises(ValueError, match="once each"):
         put(written + BEGIN, BEGIN)
