@@ -16,6 +16,7 @@ import torch
 
 from cli_cases import run
 from hyperconn import HyperConnectionConfig, gates, manifolds, predictors
+from hyperconn.testing.certificate import BEGIN
 from source_tree import ROOT
 
 DOCS = ROOT / "docs"
@@ -151,8 +152,9 @@ def test_everything_with_a_name_is_documented() -> None:
 
 
 def test_the_pages_stay_short() -> None:
-    counted = [path for path in PAGES if DOCS / "reference" not in path.parents]
-    assert sum(len(path.read_text(encoding="utf-8").split()) for path in counted) <= MOST_WORDS
+    """What is generated does not count: the reference, and what `make certificates` writes."""
+    pages = [path.read_text(encoding="utf-8") for path in PAGES if DOCS / "reference" not in path.parents]
+    assert sum(len(page.partition(BEGIN)[0].split()) for page in pages) <= MOST_WORDS
 
 
 def without_blocks(text: str) -> str:

@@ -66,11 +66,10 @@ def write_block(pages: Path, found: Mapping[str, Any]) -> None:
 def block(found: Mapping[str, Any]) -> str:
     """A few lines of Markdown between two markers: what was checked, and how exact the map is."""
     verdict = "Every [law](../laws.md) holds" if found["holds"] else "**Not every law holds**"
-    cases = f"{found['cases']:,} cases on {found['instances']} instances, seed {found['seed']}"
-    lines = [f"{verdict}: {len(found['laws'])} laws, {cases}."]
+    lines = [f"{verdict}: {len(found['laws'])} laws, {found['instances']} instances, {found['cases']:,} cases."]
     if found["holds"] and found["violations"]:
-        worst = [f"{v['value']:.1e} of {v['bound']:.1e} in {dtype}" for dtype, v in found["violations"].items()]
-        lines.append(f"Worst violation of a promised invariant: {', '.join(worst)}.")
+        worst = ", ".join(f"{v['value']:.1e} in {dtype}" for dtype, v in found["violations"].items())
+        lines.append(f"Worst violation: {worst}.")
     return "\n".join([BEGIN, *lines, END])
 
 
