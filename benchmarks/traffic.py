@@ -34,15 +34,13 @@ class Traffic(TorchDispatchMode):
     Streams hold a multiple of C numbers a token, coefficients any other number, weights none that grows with tokens.
     """
 
-    only_counts = True  # nothing is done otherwise because it looks on
-
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         T, n, self.tokens, self.channels = shape.tokens, shape.streams, shape.tokens, shape.channels
         if n * (n + 2) >= T or not all(T % k for k in range(2, T)):
             raise ValueError(f"only a prime of tokens above n(n + 2) tells what grows with them, got {shape}")
         self.bytes: Counter[tuple[str, str, str]] = Counter()
-        self.kernel, self.tensors = "", list[Tensor]()  # what runs, and on what
+        self.kernel, self.tensors, self.only_counts = "", list[Tensor](), True  # what runs, on what, unchanged by this
 
     def total(self, *labels: str) -> int:
         """Bytes of all that has these labels."""
