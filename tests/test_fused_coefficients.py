@@ -118,16 +118,16 @@ def test_every_gate_of_one_weight_a_stream_has_device_functions() -> None:
 @pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning", "ignore:invalid value:RuntimeWarning")  # numpy's
 @pytest.mark.parametrize(("eps", "outside"), [(0.0, False), (0.0, True), (0.5, True), (1e-3, False)])
 def test_a_token_of_zeros(eps: float, outside: bool) -> None:
-    """It predicts nothing: its coefficients are those of base, and without an eps it has no gradient."""
+    """It predicts nothing: its coefficients are those of base, and without an eps it or a tiny one has no gradient."""
     spec = dataclasses.replace(spec_of(3), norm_eps=eps, norm_eps_outside=outside)
     inputs = inputs_of(spec, 4)
-    inputs[0][1] = 0.0
+    inputs[0][1:3] = inputs[0].new_tensor([[0.0], [1e-30]])
     pre, post, H, draw, *_ = check(spec, 4, inputs)
     zeros = inputs[0].new_zeros(1, spec.coordinates + 1)
     alone = reference(zeros, *inputs[1:], dataclasses.replace(spec, norm_eps=1.0))
     for actual, of_base in zip((pre, post, H), alone, strict=True):
         assert relative_error(actual[1:2], of_base) < EXACT
-    assert bool(draw[1].any()) == (eps > 0)
+    assert bool(draw[1:3].any()) == (eps > 0)
 
 
 def test_a_scheduled_gain_compiles_nothing() -> None:

@@ -11,6 +11,9 @@ import triton
 import triton.language as tl
 
 from hyperconn.kernels.fused.tiles import matrix_entries
+from hyperconn.kernels.passes.normalisation import NEXT_TO_NOTHING
+
+_NEXT_TO_NOTHING = tl.constexpr(NEXT_TO_NOTHING)
 
 
 @triton.jit
@@ -41,11 +44,11 @@ def _logits_part(
 def _inverse_rms(raw_ptr, t, T, P, width, NORM_EPS: tl.constexpr, OUTSIDE: tl.constexpr):
     """``[BT]`` one over the root mean square of each token, and what ``Σ z dz`` makes of it for the square sum.
 
-    A token of zeros has no direction: without an eps both are 0, instead of ``0 · ∞``.
+    A token of next to nothing has no direction: without an eps both are 0, instead of ``0 · ∞``.
     """
     # Tokens beyond the last have a square sum of one: their root is finite, and they are masked wherever they matter.
     mean_square = tl.load(raw_ptr + t * (P + 1) + P, mask=t < T, other=1.0) / width
-    nothing = mean_square == 0.0
+    nothing = mean_square <= (0.0 if NORM_EPS > 0.0 else _NEXT_TO_NOTHING)
     if OUTSIDE or NORM_EPS == 0.0:
         root = tl.sqrt(tl.where(nothing, 1.0, mean_square))
         inverse = 1.0 / (root + NORM_EPS)

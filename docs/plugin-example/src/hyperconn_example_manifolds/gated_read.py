@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import linear, silu
 
 from hyperconn.gates import Gate
+from hyperconn.kernels.passes.normalisation import inverse_rms
 from hyperconn.manifolds.core.options import require_int
 from hyperconn.predictors import Layout, Predictor, Start
 
@@ -111,7 +112,8 @@ class LowRank(Predictor):
     def logits(
         self, x: Tensor, raw: Tensor | None, parameters: Mapping[str, Tensor], layout: Layout
     ) -> Tensor:  # x [T, n, C]
-        scale = torch.rsqrt(x.square().mean(-1, keepdim=True) + layout.norm_eps)
+        squares, outside = x.square().sum(-1, keepdim=True), layout.norm_eps_mode == "outside"
+        scale = inverse_rms(squares, layout.channels, layout.norm_eps, outside)
         factors = scale * (1 + parameters["norm.weight"]).unflatten(-1, x.shape[-2:])
         mean = (x * factors).flatten(-2) / layout.n
         read = linear(silu(linear(mean, parameters["down"])), parameters["up"])
