@@ -51,9 +51,12 @@ def predict(
         base, scale = spec.predictor.affine(raw, parameters, spec.layout)
         return Coefficients(*fused_coefficients(raw, base, scale, CoefficientSpec.from_arguments(*fused), post_gain))
     logits = spec.predictor.logits(x, raw, parameters, spec.layout)
+    _require_shape(spec.predictor, logits, (x.shape[0], spec.layout.total), (spec.layout.total,))
     pre_size, post_size, *_ = spec.layout.sizes
     pre, post, theta = logits.split([pre_size, post_size, spec.manifold.num_coordinates], -1)
     read, write, H = spec.pre_gate(pre), spec.post_gate(post), spec.manifold(theta)
+    for part, value in ((spec.pre_gate, read), (spec.post_gate, write), (spec.manifold, H)):
+        _require_shape(part, value, (*logits.shape[:-1], *part.value_shape))
     read = read + spec.config.pre_eps if spec.config.pre_eps else read
     write = write * post_gain if post_gain != 1.0 else write
     write = write + spec.config.post_eps if spec.config.post_eps else write
@@ -61,6 +64,13 @@ def predict(
     if logits.dim() == 1:  # computed once, the same for every token
         read, write, H = (part.expand(x.shape[0], *part.shape) for part in (read, write, H))
     return Coefficients(read, write, H)
+
+
+def _require_shape(part: object, value: Tensor, *shapes: tuple[int, ...]) -> None:
+    # Parts may be anybody's, and what has another shape may broadcast.
+    if value.shape not in shapes:
+        expected = " or ".join(str(list(shape)) for shape in shapes)
+        raise ValueError(f"{part!r} has to return the shape {expected}, it returned {list(value.shape)}")
 
 
 def fused_spec(spec: LayerSpec) -> CoefficientSpec | None:

@@ -13,6 +13,7 @@ from hyperconn import gates, predictors
 from hyperconn.files import read_table
 from hyperconn.gates import Gate
 from hyperconn.manifolds import Manifold, PluginError
+from hyperconn.manifolds.core.class_check import require_contract
 from hyperconn.manifolds.core.errors import UnknownNameError, shown, unknown_name
 from hyperconn.manifolds.core.map import Map
 from hyperconn.manifolds.core.options import require_int, require_number
@@ -164,6 +165,7 @@ class HyperConnectionConfig:
                 )
             self._make(field)  # refuses unknown names, bad options, too many streams
             return
+        require_contract(type(value), kind, f"HyperConnectionConfig: {field}")
         if options:
             raise TypeError(f"HyperConnectionConfig: {field}_options go with a name; {value!r} has its own options")
         if isinstance(value, Map) and value.n != self.streams:
@@ -199,11 +201,12 @@ class HyperConnectionConfig:
         if not post.writes or post.value_shape != (self.streams,):
             raise _wrong_role("post_gate", post, "writes", "write weights of 1, one a stream")
         expand, collapse = self.make_expand(), self.make_collapse()
-        if collapse.of != expand.name:
-            fitting = [part.name for part in COLLAPSES.values() if part.of == expand.name]
+        undone = (expand.name, "copies") if expand.whole else (expand.name,)
+        if collapse.of not in undone:
+            fitting = [part.name for part in COLLAPSES.values() if part.of in undone]
             raise ValueError(
                 f"HyperConnectionConfig: expand={expand.name!r} with collapse={collapse.name!r}; {expand.name} are "
-                f"collapsed by {', '.join(map(repr, fitting))}"
+                f"collapsed by {', '.join(map(repr, fitting)) or f'a Collapse with of = {expand.name!r}'}"
             )
         if not expand.whole and pre.value_shape != (self.streams, self.streams):
             raise ValueError(

@@ -9,13 +9,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from hyperconn.kernels.passes.normalisation import inverse_rms
+from hyperconn.manifolds.core.map import ClassName
 from hyperconn.manifolds.core.options import require_bool, require_choice
 from hyperconn.manifolds.core.plain_data import chosen_options
 from hyperconn.manifolds.registry import Registry
@@ -75,7 +76,7 @@ class Predictor(ABC):
     tensors that come in have one dtype, float32 or float64, whatever the streams are.
     """
 
-    name: ClassVar[str]
+    name: ClassVar[str] = cast(str, ClassName())
     source: ClassVar[str] = ""
     api_version: ClassVar[int] = 1
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from hyperconn.gates import Sigmoid
 from hyperconn.kernels.autocast import without_autocast
 from hyperconn.kernels.passes.normalisation import inverse_rms
 from hyperconn.manifolds.core.errors import unknown_name
+from hyperconn.manifolds.core.map import ClassName
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Expand(ABC):
         whole: every stream has all channels, and is written all of the branch's output.
     """
 
-    name: ClassVar[str]
+    name: ClassVar[str] = cast(str, ClassName())
     whole: ClassVar[bool] = True
 
     @abstractmethod
@@ -98,11 +99,11 @@ class Collapse(ABC):
 
     Attributes:
         name: what a config says.
-        of: the name of the expansion that it undoes.
+        of: the name of the expansion that it undoes; ``"copies"`` stands for every one into whole streams.
         needs: what comes out of the last sublayer: ``"streams"``, or ``"pre"`` for its read weights as well.
     """
 
-    name: ClassVar[str]
+    name: ClassVar[str] = cast(str, ClassName())
     of: ClassVar[str] = "copies"
     needs: ClassVar[Literal["streams", "pre"]] = "streams"
 

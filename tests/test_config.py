@@ -14,7 +14,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from hyperconn import HyperConnection, HyperConnectionConfig, UnknownNameError, gates, manifolds, predictors
+from hyperconn import HyperConnection, HyperConnectionConfig, UnknownNameError, gates, manifolds, predictors, streams
 from layer_cases import PRESETS, every_preset
 
 NESTED = {
@@ -191,6 +191,33 @@ def test_objects_have_to_fit() -> None:
         HyperConnectionConfig(manifold=manifolds.Stiefel(n=4), manifold_options={"steps": 3})
     with pytest.raises(TypeError, match=r"pre_gate is a name.*or a Gate object, got Stiefel"):
         HyperConnectionConfig(pre_gate=manifolds.Stiefel(n=4))  # type: ignore[arg-type]
+    for field, run in (
+        ("manifold", manifolds.Stiefel(n=4).forward),
+        ("post_gate", gates.Linear(n=4).forward),
+        ("predictor", predictors.Flat().logits),
+    ):
+        odd = type("Odd", (type(run.__self__),), {run.__name__: lambda _, *given, run=run: run(*given)[..., :1]})
+        with pytest.raises(ValueError, match=r"Odd\(.* has to return .*4\], it returned \[.*1\]"):
+            HyperConnection(None, 8, HyperConnectionConfig(**{field: odd(**vars(run.__self__))})).read(torch.ones(4, 8))
+
+
+class Scaled(streams.Expand):
+    """Whole streams, and no name."""
+
+    def stream_dim(self, dim: int, n: int) -> int:
+        return dim
+
+    def __call__(self, h: Tensor, n: int) -> Tensor:
+        return streams.Copies()(h, n) * torch.arange(1.0, n + 1).unsqueeze(-1)
+
+
+def test_what_has_no_name_is_called_like_its_class() -> None:
+    same = {"forward": lambda self, theta: theta, "inverse": lambda self, weights: weights}
+    config = HyperConnectionConfig(expand=Scaled(), post_gate=type("Same", (gates.Gate,), same)(n=4))
+    note = HyperConnection(None, 8, config).state_dict()._metadata[""]["hyperconn"]
+    assert (note["post_gate"], note["expand"], config.collapse) == ("Same", "Scaled", "mean")
+    with pytest.raises(ValueError, match="'Scaled' with collapse='concat'; Scaled are collapsed by 'mean', .*'head'"):
+        dataclasses.replace(config, collapse="concat")
 
 
 def test_a_preset_with_another_part_drops_the_options_of_its_own() -> None:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -24,6 +24,13 @@ MAX_FUSED_STREAMS = 16
 M = TypeVar("M", bound="Map")
 
 
+class ClassName:
+    """The name of a part whose class says none: that of the class."""
+
+    def __get__(self, part: object, cls: type) -> str:
+        return cls.__name__
+
+
 @dataclass(frozen=True)
 class Map(ABC):
     """A map from unconstrained coordinates to something that belongs to n streams.
@@ -34,7 +41,7 @@ class Map(ABC):
 
     n: int  # streams
 
-    name: ClassVar[str]  # what a config says
+    name: ClassVar[str] = cast(str, ClassName())  # what a config says
     source: ClassVar[str] = ""  # where it is from
     # Of the contract that the class was written for. It stays 1 here when API_VERSION rises: a class that says nothing
     # was written for the first.
