@@ -191,6 +191,9 @@ def test_objects_have_to_fit() -> None:
         HyperConnectionConfig(manifold=manifolds.Stiefel(n=4), manifold_options={"steps": 3})
     with pytest.raises(TypeError, match=r"pre_gate is a name.*or a Gate object, got Stiefel"):
         HyperConnectionConfig(pre_gate=manifolds.Stiefel(n=4))  # type: ignore[arg-type]
+    method = type("Method", (manifolds.Stiefel,), {"num_coordinates": lambda self: 6})
+    with pytest.raises(TypeError, match="manifold: num_coordinates of Method is a method"):
+        HyperConnectionConfig(manifold=method(n=4))
     for field, run in (
         ("manifold", manifolds.Stiefel(n=4).forward),
         ("post_gate", gates.Linear(n=4).forward),
