@@ -140,6 +140,11 @@ def test_verify_takes_what_is_registered(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "get_law('identity').check(" in done.output
 
 
+def test_no_part_of_the_library_is_left_out() -> None:
+    refused = run("verify", "--all", "--n", "7")
+    assert refused.exit_code == 2 and "Kronecker takes none of these sizes" in refused.output
+
+
 def test_verify_takes_names_and_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)

@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperCommand
 
+from hyperconn.cli.blame import blaming_plugins
 from hyperconn.cli.console import BAD_INPUT, FAILED, bad_input, fail, output, progress, say
 from hyperconn.manifolds import PluginError
 
@@ -90,7 +91,7 @@ def verify(
     from hyperconn.testing.certificate import certificate, write_block
     from hyperconn.testing.expressions import expression
     from hyperconn.testing.subjects import choose, named
-    from hyperconn.testing.survey import HEAD, failures, in_processes, rows, tasks
+    from hyperconn.testing.survey import in_processes, tasks
 
     to_stdout = json == STDOUT
     with bad_input():
@@ -111,45 +112,52 @@ def verify(
             for (cls, task), found in in_processes(planned, jobs, device):
                 by_class[cls] += found
                 status.update(Text(f"checked {expression(task[0])}"))
-    certificates = [certificate(cls, found, examples=examples, seed=seed) for cls, found in by_class.items()]
-    written = dumps(certificates[0], ensure_ascii=False, indent=1) + "\n"
-    if to_stdout:
-        typer.echo(written.encode(), nl=False)  # bytes: JSON is UTF-8, whatever the terminal is
-    else:
-        verdicts = [verdict for found in by_class.values() for verdict in found]
-        table = Table(title=Text(f"laws of {', '.join(names) if names else 'everything'}"), title_justify="left")
-        for column in HEAD:
-            table.add_column(column, overflow="fold", no_wrap=column == "law")
-        for row in rows(verdicts):
-            table.add_row(*(Text(cell, style="bold red" if cell == "NO" else "") for cell in row))
-        output.print(table)
-        for failure in failures(verdicts):
-            say(f"\n{failure}")
-        holding, laws = sum(verdict.holds for verdict in verdicts), len({verdict.law for verdict in verdicts})
-        cases = sum(verdict.cases for verdict in verdicts)
-        said = f"{holding} of {len(verdicts)} checks hold: {laws} laws on {len(planned)} instances"
-        say(f"{said}, {cases} cases, seed {seed}")
-    if file is not None:
-        with bad_input():
-            file.write_text(written, encoding="utf-8")
-    if pages is not None:
-        for one in certificates:
-            write_block(pages, one)
-    if not all(one["holds"] for one in certificates):
+    verdicts = [verdict for found in by_class.values() for verdict in found]
+    if not to_stdout:
+        _show(verdicts, ", ".join(names or ["everything"]), f"{len(planned)} instances", seed)
+    if json is not None or pages is not None:
+        certificates = [certificate(cls, found, examples=examples, seed=seed) for cls, found in by_class.items()]
+        written = (dumps(certificates[0], ensure_ascii=False, indent=1) + "\n").encode()  # JSON is UTF-8 everywhere
+        if to_stdout:
+            typer.echo(written, nl=False)
+        if file is not None:
+            with bad_input():
+                file.write_bytes(written)
+        if pages is not None:
+            for one in certificates:
+                write_block(pages, one)
+    if not all(verdict.holds for verdict in verdicts):
         raise typer.Exit(FAILED)
+
+
+def _show(verdicts: Sequence[Verdict], title: str, instances: str, seed: int) -> None:
+    from hyperconn.testing.survey import HEAD, failures, rows
+
+    table = Table(title=Text(f"laws of {title}"), title_justify="left")
+    for column in HEAD:
+        table.add_column(column, overflow="fold", no_wrap=column == "law")
+    for row in rows(verdicts):
+        table.add_row(*(Text(cell, style="bold red" if cell == "NO" else "") for cell in row))
+    output.print(table)
+    for failure in failures(verdicts):
+        say(f"\n{failure}")
+    holding, laws = sum(verdict.holds for verdict in verdicts), len({verdict.law for verdict in verdicts})
+    cases = sum(verdict.cases for verdict in verdicts)
+    say(f"{holding} of {len(verdicts)} checks hold: {laws} laws on {instances}, {cases} cases, seed {seed}")
 
 
 def _all(sizes: Sequence[int] | None) -> dict[Any, Any]:
     """The instances of everything registered by class; plugins that give none are remarked upon and left out."""
-    from hyperconn.testing.subjects import KINDS, ContractError, choose
+    from hyperconn.testing.subjects import KINDS, choose
 
     chosen = {}
     for registry in KINDS:
         for name in registry.available():
             try:
-                cls = registry.get(name)
-                chosen[cls] = choose(cls, sizes)
-            except (PluginError, ContractError) as error:
+                with blaming_plugins(name, registry):  # what is wrong with a built-in is not left out
+                    cls = registry.get(name)
+                    chosen[cls] = choose(cls, sizes)
+            except PluginError as error:
                 say(f"{name} is left out: {' '.join(str(error).split())}")
     return chosen
 

@@ -7,15 +7,15 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _disable_current_modes
 
 from hyperconn.kernels.passes.watched import watched
+from hyperconn.manifolds.core.map import real_numbers
 
 
 @lru_cache(maxsize=128)
 def _cached(build: Callable[[int], Tensor], n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     # A tensor born in inference mode could not be saved for a later backward, one born in a mode is that mode's.
-    with torch.inference_mode(False), _disable_current_modes(), torch.device("cpu"):
+    with torch.inference_mode(False), real_numbers():
         return build(n).to(dtype=dtype, device=device)
 
 

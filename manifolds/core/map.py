@@ -10,6 +10,7 @@ from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from hyperconn.kernels.autocast import without_autocast
 from hyperconn.manifolds.core.options import require_int
@@ -131,10 +132,8 @@ class Map(ABC):
 
 @contextmanager
 def real_numbers() -> Iterator[None]:
-    """Tensors made here are real, on the CPU, even while the model is built where there are no numbers (meta, fake)."""
-    from torch._subclasses.fake_tensor import unset_fake_temporarily
-
-    with unset_fake_temporarily(), torch.device("cpu"):
+    """Tensors made here are real and on the CPU, whatever mode is on, also where there are no numbers (meta, fake)."""
+    with _disable_current_modes(), torch.device("cpu"):
         yield
 
 

@@ -65,11 +65,8 @@ def _kronecker_backward(theta, dH, n: tl.constexpr, N: tl.constexpr, OPTIONS: tl
 def _factor_forward(theta, N: tl.constexpr, OPTIONS: tl.constexpr, K: tl.constexpr):
     """Coordinates ``[BT, PP]`` of all factors to the ``[BT, N, N]`` matrix of factor K, spread over the tile."""
     SIZE: tl.constexpr = OPTIONS[4 * K]
-    STRIDE: tl.constexpr = OPTIONS[4 * K + 3]
     BT: tl.constexpr = theta.shape[0]
-    weights = _weights(theta, OPTIONS, K)
-    images = _images(theta.shape[1], OPTIONS, K)
-    place = (tl.arange(0, N) // STRIDE) % SIZE
+    weights, images, place = _factor(theta, N, OPTIONS, K)
     matrix = tl.zeros([BT, N, N], theta.dtype)
     for a in range(SIZE):
         # Row a of the mixture, spread over the columns: Σ_k weight_k [π_k(a) = place of j].
@@ -86,17 +83,22 @@ def _factor_backward(theta, d_matrix, OPTIONS: tl.constexpr, K: tl.constexpr):
     It is zero at the coordinates of other factors. ``d_matrix`` must be zero in the padding.
     """
     SIZE: tl.constexpr = OPTIONS[4 * K]
-    STRIDE: tl.constexpr = OPTIONS[4 * K + 3]
     N: tl.constexpr = d_matrix.shape[1]
-    weights = _weights(theta, OPTIONS, K)
-    images = _images(theta.shape[1], OPTIONS, K)
-    place = (tl.arange(0, N) // STRIDE) % SIZE
+    weights, images, place = _factor(theta, N, OPTIONS, K)
     d_weights = tl.zeros_like(weights)
     for a in range(SIZE):
         d_row = tl.sum(tl.where((place == a)[None, :, None], d_matrix, 0.0), 1)
         hit = _image(images, a)[None, None, :] == place[None, :, None]
         d_weights += tl.sum(tl.where(hit, d_row[:, :, None], 0.0), 1)
     return weights * (d_weights - tl.sum(weights * d_weights, 1, keep_dims=True))
+
+
+@triton.jit
+def _factor(theta, N: tl.constexpr, OPTIONS: tl.constexpr, K: tl.constexpr):
+    """Weights and images of the permutations of factor K, and ``[N]``: which of its rows serves a row of the tile."""
+    STRIDE: tl.constexpr = OPTIONS[4 * K + 3]
+    place = (tl.arange(0, N) // STRIDE) % OPTIONS[4 * K]
+    return _weights(theta, OPTIONS, K), _images(theta.shape[1], OPTIONS, K), place
 
 
 @triton.jit
