@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from collections.abc import Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from hyperconn.cli.console import FAILED, INTERRUPTED, bad_input, fail, output, say
+from hyperconn.cli.report import show_records
 from hyperconn.cli.run_options import Data, Seed, Steps, Threads, training_progress, with_options
-from hyperconn.lab import Contestant, LabConfig, contestants, load_corpus, train_side_by_side
-from hyperconn.lab.report import COLUMNS, NOTES, table, write_report
+from hyperconn.lab import LabConfig, load_corpus
+from hyperconn.lab.contest import Comparison, Contestant, contestants
+from hyperconn.lab.records import Record
+from hyperconn.lab.report import write_report
 
 
 def compare(
     config: Annotated[Path | None, typer.Argument(metavar="[CONFIG]", help="TOML or YAML file.")] = None,
     demo: Annotated[bool, typer.Option("--demo", help="The shipped comparison, sized for two cores.")] = False,
-    presets: Annotated[
-        str | None, typer.Option(help="Comma-separated: plain, presets, config (the file's own section).")
+    names: Annotated[
+        str | None,
+        typer.Option(
+            "--contestants",
+            help="Comma-separated: plain, presets, manifolds, config (the file's own section), names of the file.",
+        ),
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(help="Runs of each, with seeds that follow each other.", min=1)] = None,
+    lr_multipliers: Annotated[
+        str | None, typer.Option(help="Comma-separated factors of train.learning_rate, all of which are run: 1,4,10.")
     ] = None,
     data: Data = None,
     seed: Seed = None,
@@ -29,30 +40,77 @@ def compare(
     out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("runs/compare"),
     threads: Threads = None,
 ) -> None:
-    """Train the same model with each residual connection and report what the constraint buys."""
+    """Train the same model with each residual connection and report what the constraint buys.
+
+    What is finished stays in the folder. The same command goes on from there, after Ctrl-C and worse; with more seeds,
+    contestants or multipliers it adds those.
+    """
     with bad_input():
         if importlib.util.find_spec("matplotlib") is None:  # said now, not after minutes of training
             raise ModuleNotFoundError("the plots of a comparison need matplotlib: pip install 'hyperconn[cli]'")
         settings = with_options(_read(config, demo), data=data, seed=seed, steps=steps, threads=threads)
-        names = [name.strip() for name in (presets or "").split(",") if name.strip()]
-        if presets is not None and not names:
-            raise ValueError("--presets is a comma-separated list of names, for example plain,hc,kromhc; got none")
-        field = contestants(settings, load_corpus(settings.data, settings.model.context), names)
+        given: dict[str, Any] = {}
+        if seeds is not None:
+            given["seeds"] = seeds
+        if lr_multipliers is not None:
+            given["lr_multipliers"] = tuple(
+                _number(word) for word in _words("--lr-multipliers", lr_multipliers, "1,4,10")
+            )
+        settings = dataclasses.replace(settings, compare=dataclasses.replace(settings.compare, **given))
+        chosen = [] if names is None else _words("--contestants", names, "plain,hc,kromhc")
+        field = contestants(settings, chosen)
+        comparison = Comparison(settings, load_corpus(settings.data, settings.model.context), field, out)
+        heats = comparison.heats()
         out.mkdir(parents=True, exist_ok=True)
 
-    finished = _with_progress(settings.train.steps, field)
-    _show(field)  # before anything is written: minutes of training survive a full disk on the screen
+    say(f"{', '.join(c.name for c in field)}: {settings.train.steps} steps each, in turns")
+    say(f"text: {comparison.corpus.source}")
+    if comparison.records:
+        say(f"{out} holds {len(comparison.records)} finished runs of this comparison; {_left(heats)}")
+    finished = True
+    try:
+        for number, (start, factor, missing) in enumerate(heats, 1):
+            finished = _with_progress(comparison, start, factor, missing, f"heat {number} of {len(heats)}")
+            if not finished:
+                break
+    except OSError as error:
+        fail(f"cannot write to {out}: {error.strerror or error}; what was finished before is intact", FAILED)
+    if comparison.records:
+        show_records(comparison.records)  # before the report is written: it survives a full disk on the screen
+        try:
+            write_folder(comparison.records, out)
+        except OSError as error:
+            fail(f"cannot write the report to {out}: {error.strerror or error}", FAILED)
+        say(f"\nreport: {out / 'report.md'}")
+    if not finished:
+        say(f"\nstopped; {_left(comparison.heats())}. All that was trained is in {out}: the same command goes on")
+        raise typer.Exit(INTERRUPTED)
+
+
+def write_folder(records: Sequence[Record], out: Path) -> None:
+    """``report.md`` and its pictures."""
     from hyperconn.lab.plots import draw_plots
 
+    write_report(records, out, draw_plots(records, out))
+
+
+def _words(option: str, value: str, example: str) -> list[str]:
+    words = [word.strip() for word in value.split(",") if word.strip()]
+    if not words:
+        raise ValueError(f"{option} is a comma-separated list, for example {example}; got none")
+    return words
+
+
+def _number(word: str) -> float:
     try:
-        write_report(field, out, draw_plots(field, out))
-    except OSError as error:
-        fail(f"cannot write the report to {out}: {error.strerror or error}", FAILED)
-    say(f"\nreport: {out / 'report.md'}")
-    if not finished:
-        taken = max(contestant.run.step for contestant in field)
-        say(f"stopped after step {taken} of {settings.train.steps}: the report shows that much")
-        raise typer.Exit(INTERRUPTED)
+        return float(word)
+    except ValueError:
+        raise ValueError(f"--lr-multipliers is a list of numbers, for example 1,4,10; got {word!r}") from None
+
+
+def _left(heats: Sequence[tuple[int, float, tuple[Contestant, ...]]]) -> str:
+    runs = sum(len(missing) for *_, missing in heats)
+    return f"{runs} runs are left" if runs else "none is left"
 
 
 def _read(path: Path | None, demo: bool) -> LabConfig:
@@ -64,29 +122,18 @@ def _read(path: Path | None, demo: bool) -> LabConfig:
     return LabConfig() if path is None else LabConfig.from_file(path)
 
 
-def _with_progress(steps: int, field: list[Contestant]) -> bool:
-    say(f"{', '.join(contestant.name for contestant in field)}: {steps} steps each, in turns")
-    say(f"text: {field[0].run.corpus.source}")
+def _with_progress(comparison: Comparison, seed: int, factor: float, missing: Sequence[Contestant], title: str) -> bool:
+    steps = comparison.config.train.steps
+    begun = comparison.heat_steps(seed, factor, missing)
+    what = f"{title}: seed {seed}" + ("" if factor == 1 else f", learning rate ×{factor:g}")
+    say(what + (f", going on after step {begun}" if begun else ""))
     with training_progress() as progress:
-        task = progress.add_task("training", total=steps)
+        task = progress.add_task(what, total=steps, completed=begun)
 
-        def on_round() -> None:
-            progress.advance(task)
-            done = int(progress.tasks[0].completed)
+        def on_round(step: int) -> None:
+            progress.update(task, completed=step)
             # A log has no moving bar: a line now and then says that the work goes on.
-            if not output.is_terminal and done % max(1, steps // 6) == 0:
-                say(f"{done} of {steps} steps")
+            if not output.is_terminal and step % max(1, steps // 6) == 0:
+                say(f"{step} of {steps} steps")
 
-        return train_side_by_side(field, on_round=on_round)
-
-
-def _show(field: Sequence[Contestant]) -> None:
-    # Narrow enough for 80 columns: a header breaks where it may, a number never.
-    shown = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
-    for k, column in enumerate(COLUMNS):
-        shown.add_column(column.replace(" ", "\n", 1) if k > 1 else column, justify="left" if k < 2 else "right")
-    for cells in table(field):
-        shown.add_row(*cells)
-    output.print("", shown, "", sep="\n")
-    for line in (*NOTES, *(f"{c.name} diverged: {c.diverged}" for c in field if c.diverged is not None)):
-        say(f"  {line}")
+        return comparison.train(seed, factor, missing, on_round=on_round)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hyperconn.diagnostics import backward_gain, collect_coefficients, composite, forward_gain, spectral_norm
 from hyperconn.lab.model import GPT
+from hyperconn.manifolds import Manifold, invariants
 
 
 @dataclass(frozen=True)
@@ -46,3 +47,22 @@ def measure_matrices(model: GPT, tokens: Tensor, *, chunk: int = 8) -> MatrixRep
     forward, backward, spectral = torch.stack(gains).amax(0).tolist()
     violation = float(torch.stack(violations).amax()) if manifold.invariants else None
     return MatrixReport(violation, manifold.tolerance(Hs[0].dtype), forward, backward, spectral)
+
+
+def kind_of(manifold: Manifold) -> str:
+    """What a residual matrix is, in words that follow from its invariants.
+
+    >>> from hyperconn.manifolds import make
+    >>> kind_of(make("kronecker", n=4)), kind_of(make("stiefel", n=4))
+    ('doubly stochastic', 'orthogonal')
+    """
+    held = set(manifold.invariants)
+    kinds = {
+        "identity": {invariants.is_identity},
+        "doubly stochastic": {invariants.row_sums, invariants.column_sums, invariants.nonnegative},
+        "projection": {invariants.idempotent},
+        "orthogonal": {invariants.orthogonal},
+        "spectral norm 1": {invariants.spectral_norm},
+    }
+    by_name = ", ".join(invariant.name for invariant in manifold.invariants) or "free"
+    return next((kind for kind, conditions in kinds.items() if conditions <= held), by_name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from hyperconn.lab.contest import Contestant
-from hyperconn.lab.measure import MatrixReport
+from hyperconn.lab.records import Mean, Record, Summary, summaries
+from hyperconn.lab.report import largest, mean
 
 # Okabe and Ito's colours, distinct for colour-blind readers; dashes and hollow markers of falling size repeat the
 # distinction, and keep curves visible that lie on top of each other.
@@ -28,54 +28,94 @@ _STYLES: tuple[dict[str, Any], ...] = (
 _SMOOTHING = 0.95
 
 
-def draw_plots(contestants: Sequence[Contestant], out: Path) -> list[str]:
+def draw_plots(records: Sequence[Record], out: Path) -> list[str]:
     """Draw everything into the folder ``out``; returns the file names."""
-    styles = {c.name: _STYLES[k % len(_STYLES)] for k, c in enumerate(contestants)}
-    measured = {c.name: c.matrices for c in contestants if c.matrices is not None}
-    figures = {"composite_gain.png": _composite_gain(measured, styles)} if measured else {}
-    figures["loss_curves.png"] = _loss_curves(contestants, styles)
+    found = summaries(records)
+    names, factors = dict.fromkeys(name for name, _ in found), sorted({factor for _, factor in found})
+    styles = {name: _STYLES[k % len(_STYLES)] for k, name in enumerate(names)}
+    figures: dict[str, Figure] = {}
+    for factor in factors:
+        rows = {name: found[name, factor] for name in names if (name, factor) in found}
+        end = "" if factor == 1 else f"_x{factor:g}"
+        if any(run.matrices is not None for row in rows.values() for run in row.runs):
+            figures[f"composite_gain{end}.png"] = _composite_gain(rows, styles)
+        figures[f"loss_curves{end}.png"] = _loss_curves(rows, styles)
+    if len(factors) > 1:
+        figures["learning_rates.png"] = _learning_rates(found, styles)
     for file, figure in figures.items():
         # The figure's own canvas: no global state, no window system.
         FigureCanvasAgg(figure).print_figure(out / file, dpi=150, bbox_inches="tight")
     return list(figures)
 
 
-def _composite_gain(measured: dict[str, MatrixReport], styles: dict[str, dict[str, Any]]) -> Figure:
+def _composite_gain(rows: Mapping[str, Summary], styles: Mapping[str, dict[str, Any]]) -> Figure:
     figure = Figure(figsize=(11, 5.4), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for axes, direction in zip(panels, ("forward", "backward"), strict=True):
-        for name, matrices in measured.items():
-            _curve(axes, getattr(matrices, direction), name, styles[name])
+        for name, summary in rows.items():
+            gains = [run.matrices[direction] for run in summary.runs if run.matrices is not None]
+            if gains:
+                _curve(axes, [largest(values) for values in zip(*gains, strict=True)], name, styles[name])
         axes.axhline(1.0, color="black", linewidth=1, linestyle=":")
         axes.set(yscale="log", xlabel="sublayers composed")
     # Room around the neutral gain, also where no curve leaves it.
     low, high = panels[0].get_ylim()
     panels[0].set(ylim=(min(low, 0.5), max(high, 10.0)), title="forward: a signal (largest absolute row sum)")
-    panels[0].set_ylabel("gain of the composed H\n(worst held-out token, log scale)")
+    panels[0].set_ylabel("gain of the composed H\n(worst seed and held-out token, log scale)")
     panels[1].set_title("backward: a gradient (largest absolute column sum)")
     panels[1].legend(frameon=False)
     return figure
 
 
-def _loss_curves(contestants: Sequence[Contestant], styles: dict[str, dict[str, Any]]) -> Figure:
+def _loss_curves(rows: Mapping[str, Summary], styles: Mapping[str, dict[str, Any]]) -> Figure:
     figure = Figure(figsize=(8, 4.8), layout="constrained")
     axes = figure.subplots()
     late: list[float] = []
-    for contestant in contestants:
-        curve = _smoothed(contestant.run.history.train)
-        end = f"{contestant.bits_per_byte:.3f}" if contestant.diverged is None else "diverged"
-        _curve(axes, curve, f"{contestant.name}  {end}", styles[contestant.name])
-        late += curve[len(curve) // 10 :]
+    for name, summary in rows.items():
+        curves = [_smoothed(run.history["train"]) for run in summary.runs]
+        steps = min(map(len, curves))  # of several seeds, up to where the first diverged
+        means = [Mean.of([curve[k] for curve in curves]) for k in range(steps)]
+        if not means:
+            continue
+        values = [found.value for found in means if found is not None]
+        errors = [found.error or 0.0 for found in means if found is not None]
+        end = f"diverged {summary.diverged}/{len(curves)}" if summary.diverged else mean(summary.loss)
+        _curve(axes, values, f"{name}  {end}", styles[name])
+        below, above = zip(*((v - e, v + e) for v, e in zip(values, errors, strict=True)), strict=True)
+        axes.fill_between(range(1, steps + 1), below, above, color=styles[name]["color"], alpha=0.15, linewidth=0)
+        late += values[steps // 10 :]
     if late:  # the first steps are the same fall for all: leave the room to where the curves differ
         axes.set_ylim(min(late) - 0.1, max(late) + 0.1)
     axes.set(xlabel="optimizer step", ylabel="training loss, bits per byte (smoothed)")
-    axes.legend(title="held-out bits per byte", frameon=False)
+    axes.legend(title="held-out bits per byte, ± standard error", frameon=False)
+    return figure
+
+
+def _learning_rates(found: Mapping[tuple[str, float], Summary], styles: Mapping[str, dict[str, Any]]) -> Figure:
+    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    axes = figure.subplots()
+    for name, style in styles.items():
+        points = [(factor, row.loss) for (own, factor), row in found.items() if own == name and row.loss is not None]
+        lost = [f"×{factor:g}" for (own, factor), row in found.items() if own == name and row.diverged]
+        label = name if not lost else f"{name} (diverged at {', '.join(lost)})"
+        errors = [loss.error or 0.0 for _, loss in points]
+        axes.errorbar(
+            [x for x, _ in points], [loss.value for _, loss in points], errors, label=label, capsize=3,
+            markerfacecolor="none", **style,
+        )  # fmt: skip
+    axes.set(xscale="log", xlabel="multiple of the learning rate", ylabel="held-out bits per byte")
+    _clean(axes)
+    axes.legend(frameon=False)
     return figure
 
 
 def _curve(axes: Axes, values: Sequence[float], label: str, style: dict[str, Any]) -> None:
     every = max(1, len(values) // 12)
     axes.plot(range(1, len(values) + 1), values, label=label, markevery=every, markerfacecolor="none", **style)
+    _clean(axes)
+
+
+def _clean(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(visible=True, alpha=0.25)
 

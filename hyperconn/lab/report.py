@@ -1,74 +1,134 @@
-"""The report folder of a comparison: a table in Markdown, and every number in JSON."""
+"""What a comparison found, in words and tables: pure functions of its records."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import platform
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import hyperconn
 from hyperconn.files import write_atomically
-from hyperconn.lab.contest import Contestant
-from hyperconn.manifolds import Manifold, invariants
+from hyperconn.lab.records import MIN_SEEDS, Mean, Record, Summary, spikes, summaries
 
-COLUMNS = (
-    "residual", "H is", "bits per byte", "params added", "speed", "error of H", "gain forward", "gain backward", "norm",
-)  # fmt: skip
 NOTES = (
-    "bits per byte: loss on held-out text, lower is better",
-    "speed: tokens/s over plain's; median over steps taken in turns, so that other load on the machine hits all alike",
-    "error of H: worst violation of the constraint by any H of any layer and held-out token",
-    "gain: largest absolute row sum (forward), column sum (backward) of the composed H, the product of the layers so "
-    "far; worst over depth and tokens; 1 is neutral",
+    "bits per byte: loss on held-out text, lower is better; mean over seeds ± its standard error",
+    "minus plain: the same, seed by seed, minus that of the plain residual",
+    "at equal time: the same at the step that it reaches in the time that plain takes for all steps; between two "
+    "evaluations the loss is interpolated; unknown where the learning rate decays",
+    "speed: steps per second over plain's; median over steps taken in turns, so that other load on the machine hits "
+    "all alike",
+    "error of H: worst violation of the constraint by any H of any seed, layer and held-out token",
+    "gain: largest absolute row sum (forward), column sum (back) of the composed H, the product of the layers so far; "
+    "worst over seeds, depth and tokens; 1 is neutral",
     "norm: largest spectral norm of the same products",
+    "gradient: its norm before clipping, mean and largest of all steps; spikes: steps above ten times the run's median",
 )
 
 
-def table(contestants: Sequence[Contestant]) -> list[tuple[str, ...]]:
-    """What is said of each contestant, as text, in the order of ``COLUMNS``."""
-    plain = next((contestant for contestant in contestants if contestant.is_plain), None)
-    return [_cells(contestant, plain) for contestant in contestants]
+@dataclass(frozen=True)
+class Table:
+    """A title, a header and rows of text; the first ``left`` columns are aligned to the left."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    left: int = 1
+
+    def markdown(self) -> list[str]:
+        """The lines of the table in Markdown, with its title above."""
+        align = [":--"] * self.left + ["--:"] * (len(self.columns) - self.left)
+        rows = (self.columns, align, *self.rows)
+        return [f"**{self.title}**", "", *("| " + " | ".join(row) + " |" for row in rows)]
 
 
-def _cells(contestant: Contestant, plain: Contestant | None) -> tuple[str, ...]:
-    kind, matrices = contestant.run.config.hyper_connection, contestant.matrices
-    if matrices is None:
-        gains = ["1.00" if contestant.is_plain else "–"] * 3
-    else:
-        gains = [number(max(values)) for values in (matrices.forward, matrices.backward, matrices.spectral)]
-    return (
-        contestant.name,
-        "identity" if kind is None else kind_of(kind.make_manifold()),
-        "diverged" if contestant.diverged is not None else f"{contestant.bits_per_byte:.3f}",
-        f"{contestant.run.model.num_connection_parameters():,}",
-        f"{contestant.speed_over(plain):.2f}" if plain and plain.seconds and contestant.seconds else "–",
-        "–" if matrices is None or matrices.violation is None else f"{matrices.violation:.0e}",
-        *gains,
-    )
+def tables(records: Sequence[Record]) -> list[Table]:
+    """Who takes part, then for each multiple of the learning rate the losses, and the matrices and gradients."""
+    found = summaries(records)
+    names = list(dict.fromkeys(name for name, _ in found))
+    runs = {name: [record for record in records if record.contestant == name] for name in names}
+    result = [_field(runs)]
+    rate = records[0].setting["train"]["learning_rate"]
+    for factor in sorted({multiplier for _, multiplier in found}):
+        rows = {name: found[name, factor] for name in names if (name, factor) in found}
+        at = f"learning rate {rate * factor:g}" + ("" if factor == 1 else f" (×{factor:g})")
+        result += [_losses(rows, at), _matrices(rows, at)]
+    return result
 
 
-def kind_of(manifold: Manifold) -> str:
-    """What a residual matrix is, in words that follow from its invariants.
+def _field(runs: Mapping[str, Sequence[Record]]) -> Table:
+    columns = ("residual", "H is", "variant of", "params added", "speed")
+    rows = [
+        (name, own[0].kind, base_of(own[0]), f"{own[0].parameters_added:,}", _speed(own)) for name, own in runs.items()
+    ]
+    return Table("contestants", columns, tuple(rows), left=3)
 
-    >>> from hyperconn.manifolds import make
-    >>> kind_of(make("kronecker", n=4)), kind_of(make("stiefel", n=4))
-    ('doubly stochastic', 'orthogonal')
+
+def base_of(record: Record) -> str:
+    """What its config is a variant of, and all keys in which it differs."""
+    changes = [f"{key} = {_shown(value)}" for key, value in record.differences.items()]
+    return record.base if not changes else f"{record.base}, {', '.join(changes)}"
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _speed(runs: Sequence[Record]) -> str:
+    speeds = [run.speed for run in runs if run.speed is not None]
+    return f"{statistics.median(speeds):.2f}" if speeds else "–"
+
+
+def _losses(rows: Mapping[str, Summary], at: str) -> Table:
+    seeds = sorted({len(summary.runs) for summary in rows.values()})
+    columns = ("residual", "seeds", "bits per byte", "minus plain", "at equal time")
+    cells = [(name, str(len(s.runs)), *_means(s)) for name, s in rows.items()]
+    words = " or ".join(map(str, seeds))
+    return Table(f"loss at {at}, {words} seed{'s' * (seeds != [1])}", columns, tuple(cells))
+
+
+def _means(summary: Summary) -> tuple[str, str, str]:
+    if summary.diverged:
+        return f"diverged {summary.diverged}/{len(summary.runs)}", "–", "–"
+    plain = summary.runs[0].plain
+    gaps = ("", "") if plain else (mean(summary.gap, sign="+"), mean(summary.gap_at_equal_time, sign="+"))
+    return (mean(summary.loss), *gaps)
+
+
+def mean(value: Mean | None, sign: str = "") -> str:
+    """A mean with its standard error, where there is one.
+
+    >>> mean(Mean(2.5449, 0.0031, 5)), mean(Mean(0.02, None, 1), sign="+")
+    ('2.545 ± 0.003', '+0.020')
     """
-    held = set(manifold.invariants)
-    kinds = {
-        "identity": {invariants.is_identity},
-        "doubly stochastic": {invariants.row_sums, invariants.column_sums, invariants.nonnegative},
-        "projection": {invariants.idempotent},
-        "orthogonal": {invariants.orthogonal},
-        "spectral norm 1": {invariants.spectral_norm},
-    }
-    by_name = ", ".join(invariant.name for invariant in manifold.invariants) or "free"
-    return next((kind for kind, conditions in kinds.items() if conditions <= held), by_name)
+    if value is None:
+        return "–"
+    return f"{value.value:{sign}.3f}" + ("" if value.error is None else f" ± {value.error:.3f}")
+
+
+def _matrices(rows: Mapping[str, Summary], at: str) -> Table:
+    columns = ("residual", "error of H", "gain forward", "gain back", "norm", "gradient mean", "gradient max", "spikes")
+    return Table(f"matrices and gradients at {at}", columns, tuple((name, *_worst(s.runs)) for name, s in rows.items()))
+
+
+def _worst(runs: Sequence[Record]) -> tuple[str, ...]:
+    measured = [run.matrices for run in runs if run.matrices is not None]
+    gains = ["1.00" if runs[0].plain else "–"] * 3
+    if measured:
+        gains = [number(max(largest(found[key]) for found in measured)) for key in ("forward", "backward", "spectral")]
+    errors = [found["violation"] for found in measured if found["violation"] is not None]
+    norms = [run.history["gradient"] for run in runs if run.history["gradient"]]
+    gradients = ["–"] * 3
+    if norms:
+        gradients = [number(statistics.fmean(statistics.fmean(own) for own in norms)), number(max(map(max, norms)))]
+        gradients.append(str(sum(map(spikes, norms))))
+    return (f"{max(errors):.0e}" if errors else "–", *gains, *gradients)
+
+
+def largest(values: Sequence[float | None]) -> float:
+    """The largest, infinite if one is: JSON has null for it."""
+    return max(float("inf") if value is None else value for value in values)
 
 
 def number(value: float) -> str:
@@ -82,56 +142,54 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:#.3g}".rstrip(".")
 
 
-def markdown(contestants: Sequence[Contestant], plots: Sequence[str]) -> str:
-    """The report, with the plots of these file names."""
-    run = max((contestant.run for contestant in contestants), key=lambda run: run.step)
-    model, train = run.config.model, run.config.train
-    setting = (
-        f"{model.blocks} blocks, {model.channels} channels, context {model.context}, batch {train.batch}, AdamW at "
-        f"{train.learning_rate:g}, {run.step} steps, seed {train.seed}, on {run.corpus.source}."
+def verdicts(records: Sequence[Record]) -> list[str]:
+    """What can be said in words: only what lies beyond two standard errors, and what diverged."""
+    found = summaries(records)
+    several = len({multiplier for _, multiplier in found}) > 1
+    said, open_ = [], []
+    for (name, factor), summary in found.items():
+        at = f" at learning rate ×{factor:g}" if several else ""
+        runs = len(summary.runs)
+        if summary.diverged:
+            said.append(f"{name}{at}: {summary.diverged} of {runs} runs diverged")
+        elif summary.gap is not None and summary.gap.significant():
+            word = "worse" if summary.gap.value > 0 else "better"
+            said.append(
+                f"{name}{at}: {word} than plain, {mean(summary.gap, '+')} bits per byte in {summary.gap.count} seeds"
+            )
+        elif summary.gap is not None:
+            open_.append(name + at)
+    few = any(s.gap is not None and s.gap.count < MIN_SEEDS for s in found.values())
+    if open_:
+        reason = f"fewer than {MIN_SEEDS} seeds" if few else "within two standard errors"
+        said.append(f"no verdict, {reason}: {', '.join(open_)}")
+    return said
+
+
+def setting(records: Sequence[Record]) -> str:
+    """One sentence on what was trained, and on what."""
+    model, train = records[0].setting["model"], records[0].setting["train"]
+    seeds = sorted({record.seed for record in records})
+    return (
+        f"{model['blocks']} blocks, {model['channels']} channels, context {model['context']}, batch {train['batch']}, "
+        f"{train['steps']} steps of AdamW at {train['learning_rate']:g} ({train['schedule']}), {train['dtype']}, "
+        f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}, on {records[0].setting['text']['source']}"
     )
-    rows = [COLUMNS, (*[":--"] * 2, *["--:"] * (len(COLUMNS) - 2)), *table(contestants)]
-    lines = ["# The same model under different residual connections", "", setting, ""]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
-    lines += ["", *(f"- {note}" for note in NOTES)]
-    lines += [f"- {c.name} diverged: {c.diverged}" for c in contestants if c.diverged is not None]
+
+
+def markdown(records: Sequence[Record], plots: Sequence[str]) -> str:
+    """The report, with the plots of these file names."""
+    lines = ["# The same model under different residual connections", "", f"{setting(records)}."]
+    for table in tables(records):
+        lines += ["", *table.markdown()]
+    lines += ["", *(f"- {line}" for line in verdicts(records))]
+    lines += ["", "How to read it:", "", *(f"- {note}" for note in NOTES)]
+    failed = [f"- {r.contestant}, seed {r.seed}, ×{r.multiplier:g}: {r.diverged}" for r in records if r.diverged]
+    lines += ["", *failed] if failed else []
     lines += [line for file in plots for line in ("", f"![{file}]({file})")]
     return "\n".join(lines) + "\n"
 
 
-def plain_data(contestants: Sequence[Contestant]) -> dict[str, Any]:
-    """Everything that table and plots are made of, with versions, config and seed; nan and inf become null."""
-    first = contestants[0].run
-    shared = dataclasses.replace(first.config, hyper_connection=None)
-    versions = {"hyperconn": hyperconn.__version__, "python": platform.python_version(), "torch": torch.__version__}
-    data = {
-        "versions": {**versions, "platform": platform.platform()},
-        "config": shared.to_dict(),
-        "data": {"source": first.corpus.source, "digest": first.corpus.digest},
-        "threads": torch.get_num_threads(),
-        "contestants": {contestant.name: _plain(contestant) for contestant in contestants},
-    }
-    finite: dict[str, Any] = json.loads(json.dumps(data), parse_constant=lambda constant: None)
-    return finite
-
-
-def _plain(contestant: Contestant) -> dict[str, Any]:
-    run, kind, matrices = contestant.run, contestant.run.config.hyper_connection, contestant.matrices
-    return {
-        "hyper_connection": None if kind is None else kind.to_dict(),
-        "steps": run.step,
-        "diverged": contestant.diverged,
-        "bits_per_byte": contestant.bits_per_byte,
-        "parameters": run.model.num_parameters(),
-        "parameters_added": run.model.num_connection_parameters(),
-        "matrices": None if matrices is None else dataclasses.asdict(matrices),
-        "history": dataclasses.asdict(run.history),
-        "step_seconds": contestant.seconds,
-    }
-
-
-def write_report(contestants: Sequence[Contestant], out: Path, plots: Sequence[str]) -> None:
-    """Write ``report.md`` and ``report.json`` into the folder ``out``."""
-    write_atomically(out / "report.md", markdown(contestants, plots).encode())
-    content = json.dumps(plain_data(contestants), indent=1, allow_nan=False, ensure_ascii=False)
-    write_atomically(out / "report.json", content.encode())
+def write_report(records: Sequence[Record], out: Path, plots: Sequence[str]) -> None:
+    """Write ``report.md`` into the folder ``out``."""
+    write_atomically(out / "report.md", markdown(records, plots).encode())

@@ -1,0 +1,63 @@
+"""``hyperconn report``, and how the results of a comparison are printed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table as Printed
+
+from hyperconn.cli.console import bad_input, output, say
+from hyperconn.lab.records import RECORDS, Record, merged, read_records
+from hyperconn.lab.report import NOTES, Table, setting, tables, verdicts
+
+_WIDTH = 80
+
+
+def report(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders that `hyperconn compare` wrote.")],
+) -> None:
+    """Print the results of comparisons as one: more seeds, more contestants, more learning rates.
+
+    Results that differ in anything else are refused, with the difference.
+    """
+    with bad_input():
+        groups = {str(folder): read_records(folder) for folder in folders}
+        for folder, found in groups.items():
+            if not found:
+                raise FileNotFoundError(f"{folder} holds no results of 'hyperconn compare': there is no {RECORDS}")
+        records = merged(groups)
+    show_records(records)
+
+
+def show_records(records: Sequence[Record]) -> None:
+    """Print all tables in 80 columns, and what they say."""
+    say(f"\n{setting(records)}")
+    for table in tables(records):
+        say(f"\n{table.title}")
+        _show(table)
+    say("")
+    for line in verdicts(records):
+        say(line)
+    say("")
+    for line in (*NOTES, *(f"{r.contestant}, seed {r.seed}: {r.diverged}" for r in records if r.diverged)):
+        say(f"  {line}")
+
+
+def _show(table: Table) -> None:
+    # A header breaks where it may, a number never.
+    shown = Printed(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    for k, column in enumerate(table.columns):
+        text = k < table.left
+        shown.add_column(
+            column if text else column.replace(" ", "\n", 1),
+            justify="left" if text else "right",
+            no_wrap=not text or k == 0,
+        )
+    for cells in table.rows:
+        shown.add_row(*cells)
+    Console(file=output.file, width=min(_WIDTH, output.width), highlight=False, markup=False).print(shown)
