@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from hyperconn.cli.console import FAILED, INTERRUPTED, bad_input, fail, output, say
 from hyperconn.cli.report import show_records
@@ -18,6 +19,34 @@ from hyperconn.lab import LabConfig, load_corpus
 from hyperconn.lab.contest import Comparison, Contestant, contestants
 from hyperconn.lab.records import Record
 from hyperconn.lab.report import write_report
+
+
+class CompareCommand(TyperCommand):
+    """Takes several numbers: ``--lr-multipliers 1 4 10``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, joined(args, "--lr-multipliers"))
+
+
+def joined(arguments: Sequence[str], option: str) -> list[str]:
+    """The numbers that follow an option, as the one value that the parser takes.
+
+    >>> joined(["--lr-multipliers", "1", "4", "10", "mine.toml"], "--lr-multipliers")
+    ['--lr-multipliers', '1,4,10', 'mine.toml']
+    """
+    result: list[str] = []
+    for word in arguments:
+        number = word.replace(".", "", 1).isdecimal()
+        if (
+            number
+            and len(result) > 1
+            and result[-2] == option
+            and result[-1].replace(".", "").replace(",", "").isdecimal()
+        ):
+            result[-1] += f",{word}"
+        else:
+            result.append(word)
+    return result
 
 
 def compare(
@@ -32,7 +61,8 @@ def compare(
     ] = None,
     seeds: Annotated[int | None, typer.Option(help="Runs of each, with seeds that follow each other.", min=1)] = None,
     lr_multipliers: Annotated[
-        str | None, typer.Option(help="Comma-separated factors of train.learning_rate, all of which are run: 1,4,10.")
+        str | None,
+        typer.Option(metavar="NUMBER ...", help="Factors of train.learning_rate, all of which are run: 1 4 10."),
     ] = None,
     data: Data = None,
     seed: Seed = None,
@@ -54,7 +84,7 @@ def compare(
             given["seeds"] = seeds
         if lr_multipliers is not None:
             given["lr_multipliers"] = tuple(
-                _number(word) for word in _words("--lr-multipliers", lr_multipliers, "1,4,10")
+                _number(word) for word in _words("--lr-multipliers", lr_multipliers, "1 4 10")
             )
         settings = dataclasses.replace(settings, compare=dataclasses.replace(settings.compare, **given))
         chosen = [] if names is None else _words("--contestants", names, "plain,hc,kromhc")
@@ -97,7 +127,7 @@ def write_folder(records: Sequence[Record], out: Path) -> None:
 def _words(option: str, value: str, example: str) -> list[str]:
     words = [word.strip() for word in value.split(",") if word.strip()]
     if not words:
-        raise ValueError(f"{option} is a comma-separated list, for example {example}; got none")
+        raise ValueError(f"{option} is a list, for example {example}; got none")
     return words
 
 
@@ -105,7 +135,7 @@ def _number(word: str) -> float:
     try:
         return float(word)
     except ValueError:
-        raise ValueError(f"--lr-multipliers is a list of numbers, for example 1,4,10; got {word!r}") from None
+        raise ValueError(f"--lr-multipliers is a list of numbers, for example 1 4 10; got {word!r}") from None
 
 
 def _left(heats: Sequence[tuple[int, float, tuple[Contestant, ...]]]) -> str:
