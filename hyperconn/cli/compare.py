@@ -100,7 +100,7 @@ def compare(
     finished = True
     try:
         for number, (start, factor, missing) in enumerate(heats, 1):
-            finished = _with_progress(comparison, start, factor, missing, f"heat {number} of {len(heats)}")
+            finished = _with_progress(comparison, start, factor, missing, f"{number} of {len(heats)}")
             if not finished:
                 break
     except OSError as error:
@@ -154,7 +154,7 @@ def _read(path: Path | None, demo: bool) -> LabConfig:
 
 def _with_progress(comparison: Comparison, seed: int, factor: float, missing: Sequence[Contestant], title: str) -> bool:
     steps = comparison.config.train.steps
-    begun = comparison.heat_steps(seed, factor, missing)
+    begun = comparison.steps_taken(seed, factor)
     what = f"{title}: seed {seed}" + ("" if factor == 1 else f", learning rate ×{factor:g}")
     say(what + (f", going on after step {begun}" if begun else ""))
     with training_progress() as progress:

@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -18,7 +18,16 @@ from hyperconn.config import HyperConnectionConfig
 from hyperconn.lab.checkpoint import read_checkpoint, restore, state_of, write_state
 from hyperconn.lab.data import Corpus, validation_windows
 from hyperconn.lab.measure import MatrixReport, kind_of, measure_matrices
-from hyperconn.lab.records import Record, merged, read_records, write_records
+from hyperconn.lab.records import (
+    RECORDS,
+    REPORT,
+    DifferentSettingError,
+    Record,
+    merged,
+    read_records,
+    require_equal,
+    write_records,
+)
 from hyperconn.lab.run import DivergedError, Run, resolve_device
 from hyperconn.lab.settings import PLAIN, LabConfig, hyper_connection
 from hyperconn.lab.training import deferred_interrupt
@@ -26,7 +35,6 @@ from hyperconn.manifolds import available
 from hyperconn.manifolds.core.errors import unknown_name
 
 DEFAULT_CONTESTANTS = ("plain", "hc", "mhc", "mhc-lite", "kromhc", "jpmhc", "shc")
-UNFINISHED = "unfinished.pt"
 _FORMAT = "hyperconn-compare-1"
 # The first steps of a process pay for allocations and lazy initialisation.
 _WARMUP_STEPS = 3
@@ -154,30 +162,46 @@ class Comparison:
 
     Raises:
         DifferentSettingError: the folder holds results of another comparison; the message names the difference.
+        ValueError, OSError: it holds a report without its results, or files that cannot be read.
     """
 
     def __init__(self, config: LabConfig, corpus: Corpus, field: Sequence[Contestant], folder: Path) -> None:
         self.config, self.corpus, self.field, self.folder = config, corpus, tuple(field), folder
         self.setting = setting_of(config, corpus)
         self.records = read_records(folder)
-        planned = [self._planned(contestant) for contestant in field]
-        merged({str(folder): self.records, "this comparison": planned})
+        if not self.records and (folder / REPORT).exists():
+            raise ValueError(f"{folder / REPORT} is a report without its {RECORDS}; choose another --out folder")
+        own = {"this comparison": [self._planned(contestant) for contestant in field]}
+        begun = [(path, read_checkpoint(path, _FORMAT, "compare")["heat"]) for path in folder.glob("unfinished_*.pt")]
+        try:
+            merged({str(folder): self.records} | own)
+            for path, heat in begun:
+                here = self._heat(heat["seed"], heat["multiplier"], self._missing(heat["seed"], heat["multiplier"]))
+                if here["contestants"]:
+                    require_equal("unfinished run", str(path), "this comparison", heat, here)
+        except DifferentSettingError as error:
+            raise DifferentSettingError(
+                f"{folder} holds another comparison: {error}. Choose another --out folder, or delete this one"
+            ) from None
 
     def heats(self) -> list[tuple[int, float, tuple[Contestant, ...]]]:
         """Seed, multiplier and who has not finished, of every heat that is not finished; seed by seed."""
-        done = {record.key for record in self.records}
         first, compared = self.config.train.seed, self.config.compare
         found = []
         for seed in range(first, first + compared.seeds):
             for factor in compared.lr_multipliers:
-                missing = tuple(c for c in self.field if (c.name, seed, factor) not in done)
+                missing = self._missing(seed, factor)
                 found += [(seed, factor, missing)] if missing else []
         return found
 
-    def heat_steps(self, seed: int, multiplier: float, field: Sequence[Contestant]) -> int:
+    def _missing(self, seed: int, multiplier: float) -> tuple[Contestant, ...]:
+        done = {record.key for record in self.records}
+        return tuple(c for c in self.field if (c.name, seed, multiplier) not in done)
+
+    def steps_taken(self, seed: int, multiplier: float) -> int:
         """Steps of this heat that an interrupted process left behind."""
-        state = self._unfinished(seed, multiplier, field)
-        return 0 if state is None else int(state["step"])
+        path = self._path(seed, multiplier)
+        return int(read_checkpoint(path, _FORMAT, "compare")["step"]) if path.exists() else 0
 
     def train(
         self,
@@ -194,8 +218,9 @@ class Comparison:
         """
         lanes = [_Lane(c, Run(self._run_config(c, seed, multiplier), self.corpus)) for c in field]
         train, step = self.config.train, 0
-        state = self._unfinished(seed, multiplier, field)
-        if state is not None:
+        path = self._path(seed, multiplier)
+        if path.exists():
+            state = read_checkpoint(path, _FORMAT, "compare")
             step = state["step"]
             for lane in lanes:
                 saved = state["lanes"][lane.contestant.name]
@@ -216,7 +241,7 @@ class Comparison:
             plain = next((lane for lane in lanes if lane.contestant.connection is None), None)
             self.records += [self._record(lane, seed, multiplier, plain) for lane in lanes]
             write_records(self.records, self.folder)
-            (self.folder / UNFINISHED).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
         return not interrupted() or not self.heats()
 
     def _run_config(self, contestant: Contestant, seed: int, multiplier: float) -> LabConfig:
@@ -224,9 +249,13 @@ class Comparison:
         train = dataclasses.replace(self.config.train, seed=seed, learning_rate=rate)
         return dataclasses.replace(self.config, train=train, hyper_connection=contestant.connection)
 
-    def _heat(self, seed: int, multiplier: float, field: Sequence[Contestant]) -> str:
-        kinds = {c.name: None if c.connection is None else c.connection.to_dict() for c in field}
-        return json.dumps([self.setting, seed, multiplier, kinds])
+    def _path(self, seed: int, multiplier: float) -> Path:
+        return self.folder / f"unfinished_{seed}_x{multiplier:g}.pt"
+
+    def _heat(self, seed: int, multiplier: float, field: Sequence[Contestant]) -> dict[str, Any]:
+        kinds = {c.name: {} if c.connection is None else c.connection.to_dict() for c in field}
+        heat = {"setting": self.setting, "seed": seed, "multiplier": multiplier, "contestants": kinds}
+        return cast(dict[str, Any], _json(heat))
 
     def _save(self, seed: int, multiplier: float, step: int, lanes: Sequence[_Lane]) -> None:
         states = {
@@ -234,14 +263,7 @@ class Comparison:
             for lane in lanes
         }
         heat = self._heat(seed, multiplier, [lane.contestant for lane in lanes])
-        write_state({"format": _FORMAT, "heat": heat, "step": step, "lanes": states}, self.folder / UNFINISHED)
-
-    def _unfinished(self, seed: int, multiplier: float, field: Sequence[Contestant]) -> dict[str, Any] | None:
-        path = self.folder / UNFINISHED
-        if not path.exists():
-            return None
-        state = read_checkpoint(path, _FORMAT, "compare")
-        return state if state["heat"] == self._heat(seed, multiplier, field) else None
+        write_state({"format": _FORMAT, "heat": heat, "step": step, "lanes": states}, self._path(seed, multiplier))
 
     def _planned(self, contestant: Contestant) -> Record:
         """A record of a run that did not begin, to compare with those that are there."""

@@ -15,6 +15,7 @@ from hyperconn.files import write_atomically
 from hyperconn.manifolds.core.errors import shown
 
 RECORDS = "runs.jsonl"
+REPORT = "report.md"
 PLAIN = "plain"
 
 
@@ -137,25 +138,29 @@ def merged(groups: Mapping[str, Sequence[Record]]) -> list[Record]:
     for where, records in groups.items():
         for record in records:
             first = first or (where, record)
-            _require_equal("setting", first, (where, record), first[1].setting, record.setting)
-            other = kinds.setdefault(record.contestant, (where, record))
-            sides = [r.hyper_connection or {"residual": PLAIN} for r in (other[1], record)]
-            _require_equal(f"contestant {record.contestant!r}", other, (where, record), *sides)
-            other = seen.setdefault(record.key, (where, record))
-            sides = [{"loss after each step": r.history["train"]} for r in (other[1], record)]
-            _require_equal(f"run {record.key}", other, (where, record), *sides)
+            require_equal("the setting", first[0], where, first[1].setting, record.setting)
+            name, other = kinds.setdefault(record.contestant, (where, record))
+            require_equal(f"contestant {record.contestant!r}", name, where, _kind(other), _kind(record))
+            name, other = seen.setdefault(record.key, (where, record))
+            if other.history["train"] != record.history["train"]:
+                raise DifferentSettingError(
+                    f"{record.contestant}, seed {record.seed}, learning rate ×{record.multiplier:g} is in {name} and "
+                    f"in {where}, with other losses: another machine or number of threads"
+                )
     return [record for _, record in seen.values()]
 
 
-def _require_equal(what: str, one: Any, two: Any, own: Mapping[str, Any], other: Mapping[str, Any]) -> None:
-    if own == other:
-        return
+def _kind(record: Record) -> Mapping[str, Any]:
+    return record.hyper_connection or {"residual": PLAIN}
+
+
+def require_equal(what: str, first: str, second: str, own: Mapping[str, Any], other: Mapping[str, Any]) -> None:
+    """Refuse two tables that differ, with the keys in which they do, under the names of both."""
     a, b = flat(own), flat(other)
     differing = [key for key in {**a, **b} if a.get(key) != b.get(key)]
-    said = "; ".join(
-        f"{key} is {shown(a.get(key))} in {one[0]} and {shown(b.get(key))} in {two[0]}" for key in differing
-    )
-    raise DifferentSettingError(f"{what} differs: {said}")
+    if differing:
+        sides = (f"{key} is {shown(a.get(key))} in {first} and {shown(b.get(key))} in {second}" for key in differing)
+        raise DifferentSettingError(f"{what} differs: {'; '.join(sides)}")
 
 
 def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

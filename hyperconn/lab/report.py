@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hyperconn.files import write_atomically
-from hyperconn.lab.records import MIN_SEEDS, Mean, Record, Summary, spikes, summaries
+from hyperconn.lab.records import MIN_SEEDS, REPORT, Mean, Record, Summary, spikes, summaries
 
 NOTES = (
     "bits per byte: loss on held-out text, lower is better; mean over seeds ± its standard error",
@@ -148,22 +148,22 @@ def verdicts(records: Sequence[Record]) -> list[str]:
     several = len({multiplier for _, multiplier in found}) > 1
     said, open_ = [], []
     for (name, factor), summary in found.items():
-        at = f" at learning rate ×{factor:g}" if several else ""
-        runs = len(summary.runs)
+        who = f"{name} at learning rate ×{factor:g}" if several else name
+        gaps = {"steps": summary.gap, "time": summary.gap_at_equal_time}
+        words = [f"{_word(gap)} at equal {of} ({mean(gap, '+')})" for of, gap in gaps.items() if gap and _word(gap)]
         if summary.diverged:
-            said.append(f"{name}{at}: {summary.diverged} of {runs} runs diverged")
-        elif summary.gap is not None and summary.gap.significant():
-            word = "worse" if summary.gap.value > 0 else "better"
-            said.append(
-                f"{name}{at}: {word} than plain, {mean(summary.gap, '+')} bits per byte in {summary.gap.count} seeds"
-            )
+            said.append(f"{who}: {summary.diverged} of {len(summary.runs)} runs diverged")
+        elif words:
+            said.append(f"{who}: {', '.join(words)} than plain, in bits per byte, {len(summary.runs)} seeds")
         elif summary.gap is not None:
-            open_.append(name + at)
-    few = any(s.gap is not None and s.gap.count < MIN_SEEDS for s in found.values())
+            open_.append(who)
     if open_:
-        reason = f"fewer than {MIN_SEEDS} seeds" if few else "within two standard errors"
-        said.append(f"no verdict, {reason}: {', '.join(open_)}")
+        said.append(f"no verdict, within two standard errors or fewer than {MIN_SEEDS} seeds: {', '.join(open_)}")
     return said
+
+
+def _word(gap: Mean) -> str:
+    return ("worse" if gap.value > 0 else "better") if gap.significant() else ""
 
 
 def setting(records: Sequence[Record]) -> str:
@@ -192,4 +192,4 @@ def markdown(records: Sequence[Record], plots: Sequence[str]) -> str:
 
 def write_report(records: Sequence[Record], out: Path, plots: Sequence[str]) -> None:
     """Write ``report.md`` into the folder ``out``."""
-    write_atomically(out / "report.md", markdown(records, plots).encode())
+    write_atomically(out / REPORT, markdown(records, plots).encode())
