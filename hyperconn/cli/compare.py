@@ -14,7 +14,7 @@ from typer.core import TyperCommand
 
 from hyperconn.cli.console import FAILED, INTERRUPTED, bad_input, fail, output, say
 from hyperconn.cli.report import show_records
-from hyperconn.cli.run_options import Data, Seed, Steps, Threads, training_progress, with_options
+from hyperconn.cli.run_options import Data, Seed, Steps, Threads, say_stopping, training_progress, with_options
 from hyperconn.lab import LabConfig, load_corpus
 from hyperconn.lab.contest import Comparison, Contestant, contestants
 from hyperconn.lab.records import Record
@@ -97,12 +97,8 @@ def compare(
     say(f"text: {comparison.corpus.source}")
     if comparison.records:
         say(f"{out} holds {len(comparison.records)} finished runs of this comparison; {_left(heats)}")
-    finished = True
     try:
-        for number, (start, factor, missing) in enumerate(heats, 1):
-            finished = _with_progress(comparison, start, factor, missing, f"{number} of {len(heats)}")
-            if not finished:
-                break
+        finished = _with_progress(comparison, len(heats))
     except OSError as error:
         fail(f"cannot write to {out}: {error.strerror or error}; what was finished before is intact", FAILED)
     if comparison.records:
@@ -152,18 +148,22 @@ def _read(path: Path | None, demo: bool) -> LabConfig:
     return LabConfig() if path is None else LabConfig.from_file(path)
 
 
-def _with_progress(comparison: Comparison, seed: int, factor: float, missing: Sequence[Contestant], title: str) -> bool:
-    steps = comparison.config.train.steps
-    begun = comparison.steps_taken(seed, factor)
-    what = f"{title}: seed {seed}" + ("" if factor == 1 else f", learning rate ×{factor:g}")
-    say(what + (f", going on after step {begun}" if begun else ""))
+def _with_progress(comparison: Comparison, heats: int) -> bool:
+    steps, begun = comparison.config.train.steps, 0
     with training_progress() as progress:
-        task = progress.add_task(what, total=steps, completed=begun)
+        task = progress.add_task("training", total=steps)
 
-        def on_round(step: int) -> None:
+        def on_heat(seed: int, factor: float, step: int) -> None:
+            nonlocal begun
+            begun += 1
+            what = f"{begun} of {heats}: seed {seed}" + ("" if factor == 1 else f", learning rate ×{factor:g}")
+            say(what + (f", going on after step {step}" if step else ""))
+            progress.reset(task, completed=step, description=what)
+
+        def on_step(step: int) -> None:
             progress.update(task, completed=step)
             # A log has no moving bar: a line now and then says that the work goes on.
-            if not output.is_terminal and step % max(1, steps // 6) == 0:
+            if not output.is_terminal and step % max(1, steps // 3) == 0:
                 say(f"{step} of {steps} steps")
 
-        return comparison.train(seed, factor, missing, on_round=on_round)
+        return comparison.train(on_heat=on_heat, on_step=on_step, on_interrupt=say_stopping)

@@ -11,7 +11,7 @@ import torch
 import typer
 from rich.progress import MofNCompleteColumn, Progress
 
-from hyperconn.cli.console import output
+from hyperconn.cli.console import output, say
 from hyperconn.lab import LabConfig
 
 Data = Annotated[Path | None, typer.Option(help="Text file or folder. Default: the standard library's sources.")]
@@ -42,3 +42,8 @@ def with_options(
 def training_progress() -> Progress:
     """A bar of optimizer steps, with the time that they take."""
     return Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=output)
+
+
+def say_stopping() -> None:
+    """What the first Ctrl-C is answered with."""
+    say("stopping after this step; Ctrl-C again stops at once, and loses what was trained since the last checkpoint")

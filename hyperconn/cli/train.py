@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from hyperconn.cli.console import FAILED, INTERRUPTED, bad_input, fail, say
-from hyperconn.cli.run_options import Data, Seed, Steps, Threads, training_progress, with_options
+from hyperconn.cli.run_options import Data, Seed, Steps, Threads, say_stopping, training_progress, with_options
 from hyperconn.lab import LabConfig, Run, load_corpus
 from hyperconn.lab.checkpoint import CheckpointNotWrittenError, load_checkpoint
 from hyperconn.lab.run import DivergedError
@@ -70,4 +70,4 @@ def _with_progress(run: Run, folder: Path) -> bool:
             loss = run.history.train[-1]
             say(f"step {run.step}: training {loss:.4f}, held-out {bits:.4f} bits per byte")
 
-        return run_to_the_end(run, folder, on_step=on_step, on_evaluation=on_evaluation)
+        return run_to_the_end(run, folder, on_step=on_step, on_evaluation=on_evaluation, on_interrupt=say_stopping)

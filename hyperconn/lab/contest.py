@@ -205,20 +205,43 @@ class Comparison:
 
     def train(
         self,
+        *,
+        on_heat: Callable[[int, float, int], None] = lambda seed, multiplier, step: None,
+        on_step: Callable[[int], None] = lambda step: None,
+        on_interrupt: Callable[[], None] = lambda: None,
+    ) -> bool:
+        """Train all heats, from where an interrupted process left off, and write their results to the folder.
+
+        Args:
+            on_heat: called at the start of a heat with seed, multiplier and steps taken before.
+            on_step: called when all contestants have taken a step, with its number.
+            on_interrupt: called at the first SIGINT.
+
+        Returns:
+            True when all are finished; False when SIGINT came first. What was trained is on the disk either way.
+
+        Raises:
+            OSError: the disk is full, say; what was written before is intact.
+        """
+        with deferred_interrupt(on_interrupt) as interrupted:
+            for seed, multiplier, field in self.heats():
+                if interrupted():
+                    return False
+                on_heat(seed, multiplier, self.steps_taken(seed, multiplier))
+                if not self._train(seed, multiplier, field, on_step, interrupted):
+                    return False
+        return True
+
+    def _train(
+        self,
         seed: int,
         multiplier: float,
         field: Sequence[Contestant],
-        *,
-        on_round: Callable[[int], None] = lambda step: None,
+        on_step: Callable[[int], None],
+        interrupted: Callable[[], bool],
     ) -> bool:
-        """Train a heat to its end, from where an interrupted process left it, and write its results to the folder.
-
-        Returns:
-            True when it is finished; False when SIGINT came first. What was trained is on the disk either way.
-        """
         lanes = [_Lane(c, Run(self._run_config(c, seed, multiplier), self.corpus)) for c in field]
-        train, step = self.config.train, 0
-        path = self._path(seed, multiplier)
+        train, step, path = self.config.train, 0, self._path(seed, multiplier)
         if path.exists():
             state = read_checkpoint(path, _FORMAT, "compare")
             step = state["step"]
@@ -226,23 +249,22 @@ class Comparison:
                 saved = state["lanes"][lane.contestant.name]
                 restore(lane.run, saved["run"])
                 lane.seconds, lane.diverged = saved["seconds"], saved["diverged"]
-        with deferred_interrupt() as interrupted:
-            while step < train.steps and not interrupted():
-                step += 1
-                due = step < train.steps and train.eval_every > 0 and step % train.eval_every == 0
-                for lane in lanes:
-                    _advance(lane, evaluate=due)
-                on_round(step)
-                if train.checkpoint_every and step % train.checkpoint_every == 0 and step < train.steps:
-                    self._save(seed, multiplier, step, lanes)
-            if step < train.steps:
+        while step < train.steps:
+            if interrupted():
                 self._save(seed, multiplier, step, lanes)
                 return False
-            plain = next((lane for lane in lanes if lane.contestant.connection is None), None)
-            self.records += [self._record(lane, seed, multiplier, plain) for lane in lanes]
-            write_records(self.records, self.folder)
-            path.unlink(missing_ok=True)
-        return not interrupted() or not self.heats()
+            step += 1
+            due = step < train.steps and train.eval_every > 0 and step % train.eval_every == 0
+            for lane in lanes:
+                _advance(lane, evaluate=due)
+            on_step(step)
+            if train.checkpoint_every and step % train.checkpoint_every == 0 and step < train.steps:
+                self._save(seed, multiplier, step, lanes)
+        plain = next((lane for lane in lanes if lane.contestant.connection is None), None)
+        self.records += [self._record(lane, seed, multiplier, plain) for lane in lanes]
+        write_records(self.records, self.folder)
+        path.unlink(missing_ok=True)
+        return True
 
     def _run_config(self, contestant: Contestant, seed: int, multiplier: float) -> LabConfig:
         rate = self.config.train.learning_rate * multiplier

@@ -15,10 +15,11 @@ CHECKPOINT = "checkpoint.pt"
 
 
 @contextmanager
-def deferred_interrupt() -> Iterator[Callable[[], bool]]:
+def deferred_interrupt(on_request: Callable[[], None]) -> Iterator[Callable[[], bool]]:
     """Ctrl-C as a request that a loop honours between two steps: what it gives says whether there was one.
 
-    The second Ctrl-C ends the program as usual. Use it in the main thread: Python delivers signals nowhere else.
+    ``on_request`` is called at once, to tell people. The second Ctrl-C ends the program as usual. Use it in the main
+    thread: Python delivers signals nowhere else.
     """
     requested = False
     previous = signal.getsignal(signal.SIGINT)
@@ -27,6 +28,7 @@ def deferred_interrupt() -> Iterator[Callable[[], bool]]:
         nonlocal requested
         requested = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        on_request()
 
     signal.signal(signal.SIGINT, note)
     try:
@@ -41,6 +43,7 @@ def train(
     *,
     on_step: Callable[[float], None] = lambda seconds: None,
     on_evaluation: Callable[[float], None] = lambda bits: None,
+    on_interrupt: Callable[[], None] = lambda: None,
 ) -> bool:
     """Train ``run`` to its last step, with a checkpoint in the folder ``out``.
 
@@ -49,6 +52,7 @@ def train(
         out: an existing folder.
         on_step: called after every step with its seconds.
         on_evaluation: called after every evaluation with its bits per byte.
+        on_interrupt: called at the first SIGINT.
 
     Returns:
         True when the last step was taken; False when SIGINT came first. A checkpoint of the last step taken is there
@@ -59,7 +63,7 @@ def train(
         CheckpointNotWrittenError: the disk is full, say; the checkpoint before it survives.
     """
     config = run.config.train
-    with deferred_interrupt() as interrupted:
+    with deferred_interrupt(on_interrupt) as interrupted:
         while run.step < config.steps and not interrupted():
             on_step(run.advance())
             last = run.step == config.steps
