@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 from collections.abc import Sequence
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,10 +12,10 @@ import typer
 from typer.core import TyperCommand
 
 from hyperconn.cli.console import FAILED, INTERRUPTED, bad_input, fail, output, say
+from hyperconn.cli.init import example
 from hyperconn.cli.report import show_records
 from hyperconn.cli.run_options import Data, Seed, Steps, Threads, say_stopping, training_progress, with_options
-from hyperconn.lab import LabConfig, load_corpus
-from hyperconn.lab.contest import Comparison, Contestant, contestants
+from hyperconn.lab import Comparison, Contestant, LabConfig, contestants, load_corpus
 from hyperconn.lab.records import Record
 from hyperconn.lab.report import write_report
 
@@ -143,8 +142,7 @@ def _read(path: Path | None, demo: bool) -> LabConfig:
     if demo and path is not None:
         raise ValueError(f"--demo has its own config; pass it or {path}, not both")
     if demo:
-        with as_file(files("hyperconn.lab") / "demo.toml") as shipped:
-            return LabConfig.from_file(shipped)
+        return LabConfig.from_file(example("demo"))
     return LabConfig() if path is None else LabConfig.from_file(path)
 
 
