@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +13,16 @@ from typer.core import TyperCommand
 from hyperconn.cli.console import FAILED, INTERRUPTED, bad_input, fail, output, say
 from hyperconn.cli.init import example
 from hyperconn.cli.report import show_records
-from hyperconn.cli.run_options import Data, Seed, Steps, Threads, say_stopping, training_progress, with_options
+from hyperconn.cli.run_options import (
+    Data,
+    Seed,
+    Steps,
+    Threads,
+    require_plots,
+    say_stopping,
+    training_progress,
+    with_options,
+)
 from hyperconn.lab import Comparison, Contestant, LabConfig, contestants, load_corpus
 from hyperconn.lab.records import Record
 from hyperconn.lab.report import write_report
@@ -75,8 +83,7 @@ def compare(
     contestants or multipliers it adds those.
     """
     with bad_input():
-        if importlib.util.find_spec("matplotlib") is None:  # said now, not after minutes of training
-            raise ModuleNotFoundError("the plots of a comparison need matplotlib: pip install 'hyperconn[cli]'")
+        require_plots()
         settings = with_options(_read(config, demo), data=data, seed=seed, steps=steps, threads=threads)
         given: dict[str, Any] = {}
         if seeds is not None:

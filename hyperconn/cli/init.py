@@ -9,6 +9,7 @@ import typer
 
 import hyperconn.lab
 from hyperconn.cli.console import bad_input, say
+from hyperconn.files import write_atomically
 from hyperconn.manifolds.core.errors import unknown_name
 
 CONFIGS = Path(hyperconn.lab.__file__).parent / "configs"
@@ -26,8 +27,11 @@ def init(
         target = Path(source.name) if path is None else path
         if target.suffix != source.suffix:
             raise ValueError(f"the example {name!r} is written in {source.suffix}, got the file name {str(target)!r}")
-        with target.open("x", encoding="utf-8") as file:  # never over a file that is there
-            file.write(source.read_text(encoding="utf-8"))
+        if target.exists():
+            raise FileExistsError(
+                f"{target} exists; pass another name, for example: hyperconn init mine{target.suffix}"
+            )
+        write_atomically(target, source.read_bytes())
     say(f"wrote {target}; try: hyperconn train {target}, or hyperconn compare {target}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -36,16 +37,20 @@ def report(
 
 def show_records(records: Sequence[Record]) -> None:
     """Print all tables in 80 columns, and what they say."""
-    say(f"\n{setting(records)}")
+    _paragraph(f"\n{setting(records)}")
     for table in tables(records):
         say(f"\n{table.title}")
         _show(table)
     say("")
     for line in verdicts(records):
-        say(line)
+        _paragraph(f"- {line}", "  ")
     say("")
     for line in (*NOTES, *(f"{r.contestant}, seed {r.seed}: {r.diverged}" for r in records if r.diverged)):
-        say(f"  {line}")
+        _paragraph(f"  {line}", "    ")
+
+
+def _paragraph(text: str, indent: str = "") -> None:
+    say(textwrap.fill(text, _WIDTH, subsequent_indent=indent, replace_whitespace=False, break_on_hyphens=False))
 
 
 def _show(table: Table) -> None:

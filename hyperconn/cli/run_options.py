@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import os
 from pathlib import Path
 from typing import Annotated
@@ -37,6 +38,12 @@ def with_options(
         torch.set_num_threads(train.threads)
     text = config.data if data is None else dataclasses.replace(config.data, path=str(data))
     return dataclasses.replace(config, train=train, data=text)
+
+
+def require_plots() -> None:
+    """Say now, and not after minutes of training, that there would be no pictures."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ModuleNotFoundError("the pictures of a run need matplotlib: pip install 'hyperconn[cli]'")
 
 
 def training_progress() -> Progress:

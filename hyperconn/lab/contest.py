@@ -250,7 +250,7 @@ class Comparison:
 
 @contextmanager
 def only_process(folder: Path) -> Iterator[None]:
-    """A lock on a folder that the system takes back however the process ends; BlockingIOError where another holds it."""
+    """A lock on a folder, which ends with the process however that ends; BlockingIOError where another holds it."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:

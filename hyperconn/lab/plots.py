@@ -1,4 +1,4 @@
-"""The pictures of a comparison. Importing this needs matplotlib, so callers do it when they draw."""
+"""The pictures of comparisons and runs. Importing this needs matplotlib, so callers do it when they draw."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from hyperconn.lab.records import Mean, Record, Summary, summaries
 from hyperconn.lab.report import largest, mean
+from hyperconn.lab.run import History
 
 # Okabe and Ito's colours, distinct for colour-blind readers; dashes and hollow markers of falling size repeat the
 # distinction, and keep curves visible that lie on top of each other.
@@ -46,6 +47,20 @@ def draw_plots(records: Sequence[Record], out: Path) -> list[str]:
         # The figure's own canvas: no global state, no window system.
         FigureCanvasAgg(figure).print_figure(out / file, dpi=150, bbox_inches="tight")
     return list(figures)
+
+
+def draw_curve(history: History, path: Path) -> None:
+    """Draw the losses of one run."""
+    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    axes = figure.subplots()
+    curve = _smoothed(history.train)
+    _curve(axes, curve, "training (smoothed)", {"color": "#56B4E9"})
+    evaluated = [(step, bits) for step, bits in history.valid if step]
+    axes.plot(*zip(*evaluated, strict=True), label="held-out", color="#D55E00", marker="o") if evaluated else None
+    late = [*curve[len(curve) // 10 :], *(bits for _, bits in evaluated)]
+    axes.set(xlabel="optimizer step", ylabel="bits per byte", ylim=(min(late) - 0.1, max(late) + 0.1))
+    axes.legend(frameon=False)
+    FigureCanvasAgg(figure).print_figure(path, dpi=150, bbox_inches="tight")
 
 
 def _composite_gain(rows: Mapping[str, Summary], styles: Mapping[str, dict[str, Any]]) -> Figure:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+import torch
+
+from hyperconn.files import write_atomically
 from hyperconn.lab.checkpoint import save_checkpoint
-from hyperconn.lab.run import Run
+from hyperconn.lab.run import Run, learning_rate
 
 CHECKPOINT = "checkpoint.pt"
+METRICS = "metrics.jsonl"
 
 
 @contextmanager
@@ -45,7 +50,7 @@ def train(
     on_evaluation: Callable[[float], None] = lambda bits: None,
     on_interrupt: Callable[[], None] = lambda: None,
 ) -> bool:
-    """Train ``run`` to its last step, with a checkpoint in the folder ``out``.
+    """Train ``run`` to its last step, with a checkpoint and the metrics of every step in the folder ``out``.
 
     Args:
         run: what to train; it may already be under way.
@@ -71,8 +76,34 @@ def train(
                 on_evaluation(run.evaluate())
             if interrupted() or last or _due(run.step, config.checkpoint_every):
                 save_checkpoint(run, out / CHECKPOINT)
+                write_metrics(run, out)
     return run.step >= config.steps
 
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
+
+
+def write_metrics(run: Run, out: Path) -> None:
+    """A line of JSON a step: step, loss in bits per byte, gradient_norm, learning_rate, and held_out where evaluated."""
+    held_out = dict(run.history.valid)
+    lines = []
+    for step, (loss, norm) in enumerate(zip(run.history.train, run.history.gradient, strict=True), 1):
+        rate = learning_rate(run.config.train, step - 1)
+        metrics = {"step": step, "loss": loss, "gradient_norm": norm, "learning_rate": rate}
+        lines.append(json.dumps(metrics | ({"held_out": held_out[step]} if step in held_out else {})) + "\n")
+    write_atomically(out / METRICS, "".join(lines).encode())
+
+
+@torch.no_grad()
+def sample(run: Run, prompt: bytes, length: int, temperature: float = 0.8) -> bytes:
+    """``prompt`` and ``length`` bytes that the model goes on with; the same for the same weights and seed."""
+    run.model.eval()
+    generator = torch.Generator().manual_seed(run.config.train.seed)
+    text = list(prompt)
+    for _ in range(length):
+        window = torch.tensor([text[-run.config.model.context :]], device=run.device)
+        with run.autocast():
+            logits = run.model(window)[0, -1].float().cpu()
+        text.append(int(torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)))
+    return bytes(text)
