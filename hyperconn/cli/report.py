@@ -14,7 +14,7 @@ from rich.table import Table as Printed
 
 from hyperconn.cli.console import bad_input, output, say
 from hyperconn.lab.records import RECORDS, Record, merged, read_records
-from hyperconn.lab.report import NOTES, Table, setting, tables, verdicts
+from hyperconn.lab.report import NOTES, VERDICTS, Table, headline, setting, tables, verdicts
 
 _WIDTH = 80
 
@@ -37,12 +37,14 @@ def report(
 
 def show_records(records: Sequence[Record]) -> None:
     """Print all tables in 80 columns, and what they say."""
-    _paragraph(f"\n{setting(records)}")
+    _paragraph(f"\n{headline(records)}")
+    _paragraph(setting(records))
     for table in tables(records):
         say(f"\n{table.title}")
         _show(table)
-    say("")
-    for line in verdicts(records):
+    said = verdicts(records)
+    _paragraph(f"\n{VERDICTS}" if said else "")
+    for line in said:
         _paragraph(f"- {line}", "  ")
     say("")
     for line in (*NOTES, *(f"{r.contestant}, seed {r.seed}: {r.diverged}" for r in records if r.diverged)):

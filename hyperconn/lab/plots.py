@@ -27,6 +27,7 @@ _STYLES: tuple[dict[str, Any], ...] = (
     {"color": "#7F7F7F", "linestyle": "--", "marker": "X", "markersize": 6},
 )
 _SMOOTHING = 0.95
+_MAPS = 6  # heat maps of a contestant
 
 
 def draw_plots(records: Sequence[Record], out: Path) -> list[str]:
@@ -40,6 +41,10 @@ def draw_plots(records: Sequence[Record], out: Path) -> list[str]:
         end = "" if factor == 1 else f"_x{factor:g}"
         if any(run.matrices is not None for row in rows.values() for run in row.runs):
             figures[f"composite_gain{end}.png"] = _composite_gain(rows, styles)
+        first = {name: row.runs[0].matrices for name, row in rows.items()}
+        learning = {name: matrices for name, matrices in first.items() if matrices and any(matrices["learns"])}
+        if learning:
+            figures[f"mean_matrices{end}.png"] = _mean_matrices(learning)
         figures[f"loss_curves{end}.png"] = _loss_curves(rows, styles)
     if len(factors) > 1:
         figures["learning_rates.png"] = _learning_rates(found, styles)
@@ -83,27 +88,62 @@ def _composite_gain(rows: Mapping[str, Summary], styles: Mapping[str, dict[str, 
 
 
 def _loss_curves(rows: Mapping[str, Summary], styles: Mapping[str, dict[str, Any]]) -> Figure:
-    figure = Figure(figsize=(8, 4.8), layout="constrained")
-    axes = figure.subplots()
+    """Training losses, and beside them what is left of each when plain's loss on the same bytes is taken away."""
+    figure = Figure(figsize=(12, 4.8), layout="constrained")
+    losses, gaps = figure.subplots(1, 2)
+    curves = {name: {run.seed: run.history["train"] for run in row.runs} for name, row in rows.items()}
+    plain = next((curves[name] for name, row in rows.items() if row.runs[0].plain), {})
     late: list[float] = []
     for name, summary in rows.items():
-        curves = [_smoothed(run.history["train"]) for run in summary.runs]
-        steps = min(map(len, curves))  # of several seeds, up to where the first diverged
-        means = [Mean.of([curve[k] for curve in curves]) for k in range(steps)]
-        if not means:
-            continue
-        values = [found.value for found in means if found is not None]
-        errors = [found.error or 0.0 for found in means if found is not None]
-        end = f"diverged {summary.diverged}/{len(curves)}" if summary.diverged else mean(summary.loss)
-        _curve(axes, values, f"{name}  {end}", styles[name])
-        below, above = zip(*((v - e, v + e) for v, e in zip(values, errors, strict=True)), strict=True)
-        axes.fill_between(range(1, steps + 1), below, above, color=styles[name]["color"], alpha=0.15, linewidth=0)
-        late += values[steps // 10 :]
+        own = curves[name]
+        end = f"diverged {summary.diverged}/{len(own)}" if summary.diverged else mean(summary.loss)
+        values = _band(losses, [_smoothed(curve) for curve in own.values()], f"{name}  {end}", styles[name])
+        late += values[len(values) // 10 :]
+        pairs = [(own[seed], plain[seed]) for seed in own if seed in plain]
+        # What diverged has fewer steps.
+        _band(gaps, [_smoothed([a - b for a, b in zip(*pair)]) for pair in pairs], name, styles[name])  # noqa: B905
     if late:  # the first steps are the same fall for all: leave the room to where the curves differ
-        axes.set_ylim(min(late) - 0.1, max(late) + 0.1)
-    axes.set(xlabel="optimizer step", ylabel="training loss, bits per byte (smoothed)")
-    axes.legend(title="held-out bits per byte, ± standard error", frameon=False)
+        losses.set_ylim(min(late) - 0.1, max(late) + 0.1)
+    losses.set(xlabel="optimizer step", ylabel="training loss, bits per byte (smoothed)")
+    gaps.set(xlabel="optimizer step", ylabel="the same minus plain's\n(shaded: standard error)")
+    losses.legend(title="held-out bits per byte", frameon=False)
     return figure
+
+
+def _band(axes: Axes, curves: Sequence[Sequence[float]], label: str, style: dict[str, Any]) -> list[float]:
+    """Draw the mean of some curves and its standard error, up to where the first ends; returns the mean."""
+    found = [Mean.of(values) for values in zip(*curves)]  # noqa: B905
+    values = [own.value for own in found if own is not None]
+    errors = [own.error or 0.0 for own in found if own is not None]
+    if values:
+        _curve(axes, values, label, style)
+        below, above = zip(*((v - e, v + e) for v, e in zip(values, errors, strict=True)), strict=True)
+        axes.fill_between(range(1, len(values) + 1), below, above, color=style["color"], alpha=0.15, linewidth=0)
+    return values
+
+
+def _mean_matrices(reports: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Heat maps of the mean H of some sublayers, those left out whose H makes no difference."""
+    chosen = {name: _spread([k for k, learns in enumerate(m["learns"]) if learns]) for name, m in reports.items()}
+    columns = max(map(len, chosen.values()))
+    figure = Figure(figsize=(1.7 * columns + 1.5, 1.7 * len(reports) + 0.5), layout="constrained")
+    panels = figure.subplots(len(reports), columns, squeeze=False)
+    for line, (name, layers) in zip(panels, chosen.items(), strict=True):
+        line[0].set_ylabel(name)
+        for axes, layer in zip(line, layers, strict=False):
+            image = axes.imshow(reports[name]["mean"][layer], cmap="RdBu_r", vmin=-1, vmax=1)
+            axes.set_title(f"sublayer {layer + 1}", fontsize=8)
+            axes.set(xticks=[], yticks=[])
+        for axes in line[len(layers) :]:
+            axes.axis("off")
+    figure.colorbar(image, ax=panels, label="mean H over held-out tokens")
+    return figure
+
+
+def _spread(layers: list[int]) -> list[int]:
+    """At most ``_MAPS`` of them, evenly, the first and the last among them."""
+    count = min(_MAPS, len(layers))
+    return [layers[k * (len(layers) - 1) // max(1, count - 1)] for k in range(count)]
 
 
 def _learning_rates(found: Mapping[tuple[str, float], Summary], styles: Mapping[str, dict[str, Any]]) -> Figure:
@@ -118,7 +158,10 @@ def _learning_rates(found: Mapping[tuple[str, float], Summary], styles: Mapping[
             [x for x, _ in points], [loss.value for _, loss in points], errors, label=label, capsize=3,
             markerfacecolor="none", **style,
         )  # fmt: skip
+    factors = sorted({factor for _, factor in found})
     axes.set(xscale="log", xlabel="multiple of the learning rate", ylabel="held-out bits per byte")
+    axes.set_xticks(factors, [f"×{factor:g}" for factor in factors])
+    axes.minorticks_off()
     _clean(axes)
     axes.legend(frameon=False)
     return figure

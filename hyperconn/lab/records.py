@@ -16,7 +16,7 @@ from hyperconn.manifolds.core.errors import shown
 
 RECORDS = "runs.jsonl"
 REPORT = "report.md"
-PLAIN = "plain"
+PLAIN, FREE = "plain", "free"
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Record:
         hyper_connection: the config of its connections; None for the plain residual.
         base: what that config is a variant of, ``"preset hc"`` or ``"defaults"``.
         differences: the keys in which it differs from that.
-        kind: what its residual matrices are, in words.
+        kind: what its residual matrices are, in words; ``FREE`` without a constraint.
         parameters, parameters_added: learned numbers of the model, and of its connections.
         steps: optimizer steps taken.
         diverged: why it stopped early; None if it did not.
@@ -240,19 +240,25 @@ def summaries(records: Sequence[Record]) -> dict[tuple[str, float], Summary]:
 
 
 def _summary(runs: list[Record], plain: Mapping[tuple[int, float], Record]) -> Summary:
-    if any(run.bits_per_byte is None for run in runs):
-        return Summary(tuple(runs), None, None, None)
     losses = [run.bits_per_byte for run in runs if run.bits_per_byte is not None]
-    gaps, timed = [], []
-    for run, loss in zip(runs, losses, strict=True):
-        base = plain.get((run.seed, run.multiplier))
-        if base is None or base.bits_per_byte is None or run.plain:
-            continue
-        gaps.append(loss - base.bits_per_byte)
-        then = run.at_equal_time()
-        if then is not None:
-            timed.append(then - base.bits_per_byte)
-    return Summary(tuple(runs), Mean.of(losses), Mean.of(gaps), Mean.of(timed))
+    if len(losses) < len(runs):
+        return Summary(tuple(runs), None, None, None)
+    others = [] if runs[0].plain else runs
+    pairs = [(run, plain[run.seed, run.multiplier]) for run in others if (run.seed, run.multiplier) in plain]
+    timed = [(run.at_equal_time(), base.bits_per_byte) for run, base in pairs]
+    return Summary(
+        tuple(runs),
+        Mean.of(losses),
+        gap([run for run, _ in pairs], [base for _, base in pairs]),
+        Mean.of([then - base for then, base in timed if then is not None and base is not None]),
+    )
+
+
+def gap(runs: Sequence[Record], others: Sequence[Record]) -> Mean | None:
+    """Loss of the runs minus that of others, seed by seed; None without a seed that both finished."""
+    base = {other.seed: other.bits_per_byte for other in others if other.bits_per_byte is not None}
+    losses = {run.seed: run.bits_per_byte for run in runs if run.bits_per_byte is not None}
+    return Mean.of([loss - base[seed] for seed, loss in losses.items() if seed in base])
 
 
 def spikes(gradient: Sequence[float]) -> int:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from hyperconn.files import write_atomically
-from hyperconn.lab.records import MIN_SEEDS, REPORT, Mean, Record, Summary, spikes, summaries
+from hyperconn.lab.records import FREE, MIN_SEEDS, REPORT, Mean, Record, Summary, gap, spikes, summaries
 
+VERDICTS = f"Against plain, in bits per byte; a verdict is beyond two standard errors, of {MIN_SEEDS} seeds or more:"
 NOTES = (
     "bits per byte: loss on held-out text, lower is better; mean over seeds ± its standard error",
     "minus plain: the same, seed by seed, minus that of the plain residual",
@@ -142,23 +143,54 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:#.3g}".rstrip(".")
 
 
+def headline(records: Sequence[Record]) -> str:
+    """Whether it costs anything to leave H free, in one sentence: divergence, or a loss beyond two standard errors.
+
+    Empty where no contestant is free, or none has a constraint.
+    """
+    found = summaries(records)
+    free = {key: s for key, s in found.items() if s.runs[0].kind == FREE}
+    held = {key: s for key, s in found.items() if s.runs[0].kind != FREE and not s.runs[0].plain}
+    if not free or not held:
+        return ""
+    costs, wins, few = [], 0, False
+    for (name, factor), loose in free.items():
+        at = f"at learning rate ×{factor:g}"
+        rivals = {other: s for (other, rate), s in held.items() if rate == factor}
+        gaps = {other: gap(loose.runs, s.runs) for other, s in rivals.items() if not s.diverged}
+        few = few or len(loose.runs) < MIN_SEEDS
+        if loose.diverged:
+            safe = ", ".join(gaps) or "no constrained one"
+            costs.append(f"{name} diverged in {loose.diverged} of {len(loose.runs)} runs {at}, {safe} in none")
+        else:
+            above = [
+                f"{other} ({mean(own, '+')})" for other, own in gaps.items() if own and own.value > 0 and _word(own)
+            ]
+            if above:
+                costs.append(f"{name} ends above {', '.join(above)} {at}")
+            wins += bool(gaps) and all(own and own.value < 0 and _word(own) for own in gaps.values())
+    if costs:
+        return f"Leaving H free costs something here: {'; '.join(costs)}."
+    if few:
+        return f"Fewer than {MIN_SEEDS} seeds: no verdict on whether leaving H free costs anything here."
+    if wins == len(free):
+        return "Leaving H free wins here: it has a lower loss than every constraint, at every learning rate."
+    return "Leaving H free costs nothing here that goes beyond two standard errors."
+
+
 def verdicts(records: Sequence[Record]) -> list[str]:
-    """What can be said in words: only what lies beyond two standard errors, and what diverged."""
+    """What can be said of each against plain: in words only what lies beyond two standard errors, and what diverged."""
     found = summaries(records)
     several = len({multiplier for _, multiplier in found}) > 1
-    said, open_ = [], []
+    said = []
     for (name, factor), summary in found.items():
-        who = f"{name} at learning rate ×{factor:g}" if several else name
-        gaps = {"steps": summary.gap, "time": summary.gap_at_equal_time}
-        words = [f"{_word(gap)} at equal {of} ({mean(gap, '+')})" for of, gap in gaps.items() if gap and _word(gap)]
+        who = f"{name}, learning rate ×{factor:g}" if several else name
+        gaps = {"equal steps": summary.gap, "equal time": summary.gap_at_equal_time}
+        words = [f"{_word(own) or 'no verdict'} at {of}, {mean(own, '+')}" for of, own in gaps.items() if own]
         if summary.diverged:
-            said.append(f"{who}: {summary.diverged} of {len(summary.runs)} runs diverged")
-        elif words:
-            said.append(f"{who}: {', '.join(words)} than plain, in bits per byte, {len(summary.runs)} seeds")
-        elif summary.gap is not None:
-            open_.append(who)
-    if open_:
-        said.append(f"no verdict, within two standard errors or fewer than {MIN_SEEDS} seeds: {', '.join(open_)}")
+            words = [f"{summary.diverged} of {len(summary.runs)} runs diverged"]
+        if words:
+            said.append(f"{who}: {'; '.join(words)}")
     return said
 
 
@@ -179,10 +211,10 @@ def setting(records: Sequence[Record]) -> str:
 
 def markdown(records: Sequence[Record], plots: Sequence[str]) -> str:
     """The report, with the plots of these file names."""
-    lines = ["# The same model under different residual connections", "", f"{setting(records)}."]
+    lines = ["# The same model under different residual connections", "", headline(records), "", f"{setting(records)}."]
     for table in tables(records):
         lines += ["", *table.markdown()]
-    lines += ["", *(f"- {line}" for line in verdicts(records))]
+    lines += ["", VERDICTS, "", *(f"- {line}" for line in verdicts(records))]
     lines += ["", "How to read it:", "", *(f"- {note}" for note in NOTES)]
     failed = [f"- {r.contestant}, seed {r.seed}, ×{r.multiplier:g}: {r.diverged}" for r in records if r.diverged]
     lines += ["", *failed] if failed else []

@@ -85,7 +85,7 @@ def _due(step: int, every: int) -> bool:
 
 
 def write_metrics(run: Run, out: Path) -> None:
-    """A line of JSON a step: step, loss in bits per byte, gradient_norm, learning_rate, and held_out where evaluated."""
+    """A line of JSON a step: step, loss (bits per byte), gradient_norm, learning_rate, and held_out where evaluated."""
     held_out = dict(run.history.valid)
     lines = []
     for step, (loss, norm) in enumerate(zip(run.history.train, run.history.gradient, strict=True), 1):
