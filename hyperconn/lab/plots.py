@@ -50,7 +50,7 @@ def draw_plots(records: Sequence[Record], out: Path) -> list[str]:
         figures["learning_rates.png"] = _learning_rates(found, styles)
     for file, figure in figures.items():
         # The figure's own canvas: no global state, no window system.
-        FigureCanvasAgg(figure).print_figure(out / file, dpi=150, bbox_inches="tight")
+        FigureCanvasAgg(figure).print_figure(out / file, dpi=130)
     return list(figures)
 
 
@@ -65,7 +65,7 @@ def draw_curve(history: History, path: Path) -> None:
     late = [*curve[len(curve) // 10 :], *(bits for _, bits in evaluated)]
     axes.set(xlabel="optimizer step", ylabel="bits per byte", ylim=(min(late) - 0.1, max(late) + 0.1))
     axes.legend(frameon=False)
-    FigureCanvasAgg(figure).print_figure(path, dpi=150, bbox_inches="tight")
+    FigureCanvasAgg(figure).print_figure(path, dpi=130)
 
 
 def _composite_gain(rows: Mapping[str, Summary], styles: Mapping[str, dict[str, Any]]) -> Figure:
