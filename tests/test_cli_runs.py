@@ -130,6 +130,7 @@ def test_compare_reports_and_goes_on(config: Path, tmp_path: Path, monkeypatch: 
 
     with monkeypatch.context() as patch:
         patch.setattr(Run, "advance", press_ctrl_c)
+        patch.setattr(cli_compare, "write_folder", lambda records, folder: None)  # pictures take their time
         stopped = run(*compared)
     assert stopped.exit_code == 130 and "stopping after this step" in stopped.stdout
     assert "stopped; 3 runs are left" in words(stopped) and "the same command goes on" in words(stopped)
@@ -148,6 +149,7 @@ def test_compare_reports_and_goes_on(config: Path, tmp_path: Path, monkeypatch: 
     assert max(map(len, shown[: shown.index("report: ")].splitlines())) <= 80
     assert {file.name for file in out.iterdir()} >= {"runs.jsonl", "report.md", "composite_gain.png"}
 
+    monkeypatch.setattr(cli_compare, "write_folder", lambda records, folder: None)
     again = run(*compared[:-1], "3", "--out", elsewhere, "--seed", "2", "--lr-multipliers", "1", "4.5")
     assert again.exit_code == 0, again.output
     assert len(read_records(elsewhere)) == 3 * 3 * 2

@@ -24,8 +24,8 @@ from hyperconn.cli.run_options import (
     with_options,
 )
 from hyperconn.lab import Comparison, Contestant, LabConfig, contestants, load_corpus
+from hyperconn.lab.findings import write_report
 from hyperconn.lab.records import Record
-from hyperconn.lab.report import write_report
 
 
 class CompareCommand(TyperCommand):

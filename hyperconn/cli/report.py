@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table as Printed
 
 from hyperconn.cli.console import bad_input, output, say
+from hyperconn.lab.findings import NOTES, VERDICTS, Table, headline, setting, tables, verdicts
 from hyperconn.lab.records import RECORDS, Record, merged, read_records
-from hyperconn.lab.report import NOTES, VERDICTS, Table, headline, setting, tables, verdicts
 
 _WIDTH = 80
 

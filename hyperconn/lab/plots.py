@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from hyperconn.lab.findings import largest, mean
 from hyperconn.lab.records import Mean, Record, Summary, summaries
-from hyperconn.lab.report import largest, mean
 from hyperconn.lab.run import History
 
 # Okabe and Ito's colours, distinct for colour-blind readers; dashes and hollow markers of falling size repeat the
