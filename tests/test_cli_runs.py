@@ -153,10 +153,13 @@ def test_compare_reports_and_goes_on(config: Path, tmp_path: Path, monkeypatch: 
     again = run(*compared[:-1], "3", "--out", elsewhere, "--seed", "2", "--lr-multipliers", "1", "4.5")
     assert again.exit_code == 0, again.output
     assert len(read_records(elsewhere)) == 3 * 3 * 2
-    merged = run("report", out, elsewhere)
+    monkeypatch.undo()
+    merged = run("report", out, elsewhere, "--out", tmp_path / "both")
     assert merged.exit_code == 0 and "seeds 0, 1, 2, 3, 4" in words(merged)
     assert re.search(r"^hc +5 +\d", merged.stdout, flags=re.MULTILINE)
     assert "loss at learning rate 0.0135 (×4.5), 3 seeds" in merged.stdout
+    assert len(read_records(tmp_path / "both")) == 6 + 18 and (tmp_path / "both" / "learning_rates.png").exists()
+    assert "both exists" in refused("report", out, "--out", tmp_path / "both")
     assert "holds no results of 'hyperconn compare'" in refused("report", out, tmp_path)
 
 

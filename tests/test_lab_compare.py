@@ -177,6 +177,10 @@ def test_folder_of_another_comparison_is_refused(
         assert "holds another comparison" in str(caught.value)
         if folder == finished.folder:
             assert says.format(folder) in str(caught.value)
+    begun = finished.folder.parent / "begun"
+    with pytest.raises(DifferentSettingError, match=r"contestants is \['hc', 'plain', 'turned'\] in "):
+        prepare(begun, ("hc", "turned"))
+    assert prepare(begun, ("turned", "hc", "plain")).steps_taken(0, 1.0) == 1
     other = dataclasses.replace(finished.corpus, digest="x")
     with pytest.raises(DifferentSettingError, match="text.digest is '"):
         Comparison(finished.config, other, finished.field, finished.folder)

@@ -86,6 +86,7 @@ def test_numbers_convert_where_nothing_is_lost() -> None:
             {"compare": {"contestants": [{"manifold": "stiefel"}]}},
             "a name and keys of a [hyper_connection] section; got",
         ),
+        ({"compare": {"contestants": ["plain,hc"]}}, "neither comma nor bar; got 'plain,hc'"),
         ({"compare": {"seeds": 0}}, "compare.seeds must lie between 1 and 1000, got 0"),
         ({"compare": {"lr_multipliers": [1, 1]}}, "compare.lr_multipliers must be positive numbers, each of them once"),
         ({"compare": {"lr_multipliers": []}}, "compare.lr_multipliers must be positive numbers"),

@@ -62,6 +62,11 @@ def test_means_are_paired_by_seed() -> None:
         "b: no verdict at equal steps, +0.000 ± 0.577; no verdict at equal time, +0.750 ± 0.577",
     ]
     assert found["plain", 1.0].gap is None
+    # A seed whose step at equal time is unknown, and one that plain did not finish.
+    slow = made("plain", [2.0, None, 4.0]) + made("hc", [2.1, 3.2]) + made("hc", [0.0, 0.0, 4.1], speed=0.1)[2:]
+    summary = summaries(slow)["hc", 1.0]
+    assert summary.gap_at_equal_time is None and summary.gap is not None and summary.gap.count == 2
+    assert verdicts(slow)[1] == "hc: no verdict at equal steps, +0.100 ± 0.000; plain finished 2 of 3 seeds"
 
 
 @pytest.mark.parametrize(

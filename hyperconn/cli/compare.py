@@ -12,7 +12,7 @@ from typer.core import TyperCommand
 
 from hyperconn.cli.console import FAILED, INTERRUPTED, bad_input, fail, output, say
 from hyperconn.cli.init import example
-from hyperconn.cli.report import show_records
+from hyperconn.cli.report import show_records, write_folder
 from hyperconn.cli.run_options import (
     Data,
     Seed,
@@ -24,8 +24,6 @@ from hyperconn.cli.run_options import (
     with_options,
 )
 from hyperconn.lab import Comparison, Contestant, LabConfig, contestants, load_corpus
-from hyperconn.lab.findings import write_report
-from hyperconn.lab.records import Record
 
 
 class CompareCommand(TyperCommand):
@@ -117,13 +115,6 @@ def compare(
     if not finished:
         say(f"\nstopped; {_left(comparison.heats())}. All that was trained is in {out}: the same command goes on")
         raise typer.Exit(INTERRUPTED)
-
-
-def write_folder(records: Sequence[Record], out: Path) -> None:
-    """``report.md`` and its pictures."""
-    from hyperconn.lab.plots import draw_plots
-
-    write_report(records, out, draw_plots(records, out))
 
 
 def _words(option: str, value: str, example: str) -> list[str]:

@@ -13,26 +13,45 @@ from rich.console import Console
 from rich.table import Table as Printed
 
 from hyperconn.cli.console import bad_input, output, say
-from hyperconn.lab.findings import NOTES, VERDICTS, Table, headline, setting, tables, verdicts
-from hyperconn.lab.records import RECORDS, Record, merged, read_records
+from hyperconn.cli.run_options import require_plots
+from hyperconn.lab.findings import NOTES, VERDICTS, Table, headline, setting, tables, verdicts, write_report
+from hyperconn.lab.records import RECORDS, REPORT, Record, merged, read_records, write_records
 
 _WIDTH = 80
 
 
 def report(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders that `hyperconn compare` wrote.")],
+    out: Annotated[Path | None, typer.Option(help="New folder for the report of all of them.")] = None,
 ) -> None:
     """Print the results of comparisons as one: more seeds, more contestants, more learning rates.
 
     Results that differ in anything else are refused, with the difference.
     """
     with bad_input():
+        if out is not None:
+            require_plots()
+            if out.exists():
+                raise FileExistsError(f"{out} exists; name a folder that does not")
         groups = {str(folder): read_records(folder) for folder in folders}
         for folder, found in groups.items():
             if not found:
                 raise FileNotFoundError(f"{folder} holds no results of 'hyperconn compare': there is no {RECORDS}")
         records = merged(groups)
     show_records(records)
+    if out is not None:
+        with bad_input():
+            out.mkdir(parents=True)
+            write_records(records, out)
+            write_folder(records, out)
+        say(f"\nreport: {out / REPORT}")
+
+
+def write_folder(records: Sequence[Record], out: Path) -> None:
+    """``report.md`` and its pictures."""
+    from hyperconn.lab.plots import draw_plots
+
+    write_report(records, out, draw_plots(records, out))
 
 
 def show_records(records: Sequence[Record]) -> None:
@@ -63,7 +82,8 @@ def _show(table: Table) -> None:
         shown.add_column(
             column if text else column.replace(" ", "\n", 1),
             justify="left" if text else "right",
-            no_wrap=not text or k == 0,
+            no_wrap=not text,
+            overflow="fold",
         )
     for cells in table.rows:
         shown.add_row(*cells)

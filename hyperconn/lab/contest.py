@@ -97,7 +97,7 @@ class Comparison:
             for path, heat in begun:
                 here = self._heat(heat["seed"], heat["multiplier"], self._missing(heat["seed"], heat["multiplier"]))
                 if here["contestants"]:
-                    require_equal("unfinished run", str(path), "this comparison", heat, here)
+                    require_equal("what is unfinished", str(path), "this comparison", heat, here)
         except DifferentSettingError as error:
             raise DifferentSettingError(
                 f"{folder} holds another comparison: {error}. Choose another --out folder, or delete this one"
@@ -198,8 +198,8 @@ class Comparison:
 
     def _heat(self, seed: int, multiplier: float, field: Sequence[Contestant]) -> dict[str, Any]:
         kinds = {c.name: {} if c.connection is None else c.connection.to_dict() for c in field}
-        heat = {"setting": self.setting, "seed": seed, "multiplier": multiplier, "contestants": kinds}
-        return cast(dict[str, Any], _json(heat))
+        heat = {"seed": seed, "multiplier": multiplier, "contestants": sorted(kinds), "setting": self.setting}
+        return cast(dict[str, Any], _json(heat | {"hyper_connection": kinds}))
 
     def _save(self, seed: int, multiplier: float, step: int, lanes: Sequence[_Lane]) -> None:
         states = {

@@ -24,7 +24,7 @@ NOTES = (
     "gain: largest absolute row sum (forward), column sum (back) of the composed H, the product of the layers so far; "
     "worst over seeds, depth and tokens; 1 is neutral",
     "norm: largest spectral norm of the same products",
-    "gradient: its norm before clipping, mean and largest of all steps; spikes: steps above ten times the run's median",
+    "gradient: its norm after the warm-up, before clipping, mean and largest; spikes: steps above ten times its median",
 )
 
 
@@ -119,7 +119,8 @@ def _worst(runs: Sequence[Record]) -> tuple[str, ...]:
     if measured:
         gains = [number(max(largest(found[key]) for found in measured)) for key in ("forward", "backward", "spectral")]
     errors = [found["violation"] for found in measured if found["violation"] is not None]
-    norms = [run.history["gradient"] for run in runs if run.history["gradient"]]
+    after = [run.history["gradient"][run.setting["train"]["warmup"] :] for run in runs]
+    norms = [own for own in after if own]
     gradients = ["–"] * 3
     if norms:
         gradients = [number(statistics.fmean(statistics.fmean(own) for own in norms)), number(max(map(max, norms)))]
@@ -187,6 +188,8 @@ def verdicts(records: Sequence[Record]) -> list[str]:
         who = f"{name}, learning rate ×{factor:g}" if several else name
         gaps = {"equal steps": summary.gap, "equal time": summary.gap_at_equal_time}
         words = [f"{_word(own) or 'no verdict'} at {of}, {mean(own, '+')}" for of, own in gaps.items() if own]
+        if summary.gap and summary.gap.count < len(summary.runs):
+            words.append(f"plain finished {summary.gap.count} of {len(summary.runs)} seeds")
         if summary.diverged:
             words = [f"{summary.diverged} of {len(summary.runs)} runs diverged"]
         if words:

@@ -16,6 +16,7 @@ from hyperconn.manifolds.core.errors import shown
 
 RECORDS = "runs.jsonl"
 REPORT = "report.md"
+_SHOWN = 3  # differences that a message names
 PLAIN, FREE = "plain", "free"
 
 
@@ -159,8 +160,11 @@ def require_equal(what: str, first: str, second: str, own: Mapping[str, Any], ot
     a, b = flat(own), flat(other)
     differing = [key for key in {**a, **b} if a.get(key) != b.get(key)]
     if differing:
-        sides = (f"{key} is {shown(a.get(key))} in {first} and {shown(b.get(key))} in {second}" for key in differing)
-        raise DifferentSettingError(f"{what} differs: {'; '.join(sides)}")
+        more = f"; {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
+        sides = (
+            f"{key} is {shown(a.get(key))} in {first} and {shown(b.get(key))} in {second}" for key in differing[:_SHOWN]
+        )
+        raise DifferentSettingError(f"{what} differs: {'; '.join(sides)}{more}")
 
 
 def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -246,11 +250,12 @@ def _summary(runs: list[Record], plain: Mapping[tuple[int, float], Record]) -> S
     others = [] if runs[0].plain else runs
     pairs = [(run, plain[run.seed, run.multiplier]) for run in others if (run.seed, run.multiplier) in plain]
     timed = [(run.at_equal_time(), base.bits_per_byte) for run, base in pairs]
+    known = [then - base for then, base in timed if then is not None and base is not None]
     return Summary(
         tuple(runs),
         Mean.of(losses),
         gap([run for run, _ in pairs], [base for _, base in pairs]),
-        Mean.of([then - base for then, base in timed if then is not None and base is not None]),
+        Mean.of(known) if len(known) == len(pairs) else None,
     )
 
 
@@ -262,7 +267,7 @@ def gap(runs: Sequence[Record], others: Sequence[Record]) -> Mean | None:
 
 
 def spikes(gradient: Sequence[float]) -> int:
-    """Steps with a gradient norm above ten times the median of the run.
+    """Steps with a gradient norm above ten times the median.
 
     >>> spikes([1.0, 1.2, 0.9, 30.0, 1.0])
     1

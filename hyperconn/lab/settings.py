@@ -17,6 +17,7 @@ PLAIN = "plain"
 # Beyond any machine; a slip of the pen would start them all.
 _MAX_THREADS = 1024
 _MAX_SEEDS = 1000
+_LONGEST = 40
 
 SCHEDULES = ("constant", "cosine")
 DTYPES = ("float32", "bfloat16")
@@ -118,10 +119,11 @@ def _contestant(entry: Any) -> Options:
     """The table of a contestant: of one that is only named, the name alone."""
     table = Options({"name": entry} if isinstance(entry, str) else entry)
     name = table.get("name")
-    if not isinstance(name, str) or not name.strip():
+    good = isinstance(name, str) and name.isprintable() and 0 < len(name) <= _LONGEST and not set(name) & set(",|")
+    if not good or name != name.strip():
         raise ValueError(
-            "compare.contestants holds names, and tables with a name and keys of a [hyper_connection] section; got "
-            f"{shown(entry)}"
+            "compare.contestants holds names, and tables with a name and keys of a [hyper_connection] section; a "
+            f"name has at most {_LONGEST} letters, and neither comma nor bar; got {shown(entry)}"
         )
     return table
 
