@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import fcntl
 import json
+import math
 import os
 import platform
 import statistics
@@ -219,9 +220,14 @@ class Comparison:
     def _record(self, lane: _Lane, seed: int, multiplier: float, plain: _Lane | None) -> Record:
         run, connection = lane.run, lane.contestant.connection
         base, differences = described(lane.contestant)
-        bits, matrices = None, None
+        bits: float | None = None
+        matrices = None
         if lane.diverged is None:
-            bits, matrices = run.evaluate(), _matrices(run)
+            bits = run.evaluate()
+            if math.isfinite(bits):
+                matrices = _matrices(run)
+            else:
+                bits, lane.diverged = None, f"the held-out loss is {bits} after the last step"
         return Record(
             contestant=lane.contestant.name,
             seed=seed,
@@ -282,7 +288,8 @@ def _advance(lane: _Lane, *, evaluate: bool) -> None:
 def _matrices(run: Run) -> MatrixReport | None:
     windows = min(_MEASURED_WINDOWS, run.config.train.eval_windows)
     tokens, _ = validation_windows(run.corpus, windows, run.config.model.context)
-    return measure_matrices(run.model, tokens.to(run.device))
+    with run.autocast():
+        return measure_matrices(run.model, tokens.to(run.device))
 
 
 def paired_speed(ours: Sequence[float], theirs: Sequence[float]) -> float | None:

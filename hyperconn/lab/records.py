@@ -85,7 +85,7 @@ class Record:
             return None
         step, points = min(1.0, self.speed) * self.steps, self.history["valid"]
         for (before, high), (after, low) in itertools.pairwise(points):
-            if before <= step <= after:
+            if before <= step <= after and None not in (high, low):  # null: a loss that was no number
                 return float(high + (low - high) * (step - before) / (after - before))
         return self.bits_per_byte if step >= self.steps else None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ PLAIN = "plain"
 _MAX_THREADS = 1024
 _MAX_SEEDS = 1000
 _LONGEST = 40
+_NAME = re.compile(rf"(?! )[^,|\x00-\x1f]{{1,{_LONGEST}}}(?<! )")
 
 SCHEDULES = ("constant", "cosine")
 DTYPES = ("float32", "bfloat16")
@@ -119,8 +121,7 @@ def _contestant(entry: Any) -> Options:
     """The table of a contestant: of one that is only named, the name alone."""
     table = Options({"name": entry} if isinstance(entry, str) else entry)
     name = table.get("name")
-    good = isinstance(name, str) and name.isprintable() and 0 < len(name) <= _LONGEST and not set(name) & set(",|")
-    if not good or name != name.strip():
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ValueError(
             "compare.contestants holds names, and tables with a name and keys of a [hyper_connection] section; a "
             f"name has at most {_LONGEST} letters, and neither comma nor bar; got {shown(entry)}"
