@@ -201,7 +201,7 @@ def test_the_backend_that_runs_is_named() -> None:
 
 def test_a_step_is_a_forward_and_backward_of_everything() -> None:
     torch.manual_seed(0)
-    layer = HyperConnection(nn.RMSNorm(8), 8, HyperConnectionConfig(fn_std=0.1))
+    layer = HyperConnection(nn.RMSNorm(8), 8, HyperConnectionConfig(predictor="flat", fn_std=0.1))
     x, seen = torch.randn(3, 4, 8), {}
     parameters = dict(layer.named_parameters())
     for name, tensor in (*parameters.items(), ("x", x.requires_grad_())):
