@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from hyperconn.kernels.passes.normalisation import inverse_rms
-from hyperconn.manifolds.core.map import ClassName
+from hyperconn.manifolds.core.map import ClassName, attribute
 from hyperconn.manifolds.core.options import require_bool, require_choice
 from hyperconn.manifolds.core.plain_data import chosen_options
 from hyperconn.manifolds.registry import Registry
@@ -107,7 +107,7 @@ class Predictor(ABC):
         """``W [K, n·C]``, which the streams are multiplied with in the pass over them; None for no such product."""
         return None
 
-    @property
+    @attribute
     def fuses(self) -> bool:
         """Whether the logits are ``scale · z + base``, z the normalised projection: what the fused kernels compute."""
         return False
