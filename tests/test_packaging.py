@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -256,6 +258,24 @@ def test_wheel_metadata(wheel: Path) -> None:
     assert "\nRequires-Python: >=3.10\n" in stated
     assert "hyperconn = hyperconn.cli:main" in (info / "entry_points.txt").read_text(encoding="utf-8")
     assert "Apache License" in (info / "licenses" / "LICENSE").read_text(encoding="utf-8")
+
+
+def test_the_sdist_can_be_tested(tmp_path: Path) -> None:
+    """It holds every file that the tests read: without MANIFEST.in setuptools takes the tests without their helpers."""
+    generated = shutil.ignore_patterns("__pycache__", "build", "*.egg-info", ".*")
+    for folder in (*PACKAGES, "tests", "docs", "benchmarks"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=generated)
+    for file in ROOT.iterdir():
+        if file.is_file() and not file.name.startswith("."):
+            shutil.copy(file, tmp_path)
+    expected = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    backend = "from setuptools import build_meta; print(build_meta.build_sdist('dist'))"
+    subprocess.run([sys.executable, "-c", backend], cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
+    (sdist,) = (tmp_path / "dist").glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        shipped = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"tests/conftest.py", "Makefile", "docs/images/gain.png", "docs/plugin-example/pyproject.toml"} <= expected
+    assert sorted(expected - shipped) == [], "name what is missing in MANIFEST.in"
 
 
 def test_version_is_stated_once() -> None:
