@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from hyperconn.manifolds.core.map import working_dtype
 from hyperconn.manifolds.registry.checkpoint_note import CheckpointNote
 from hyperconn.predictors import Start
 from hyperconn.spec import LayerSpec
-from hyperconn.stream_state import DelayedStreams, Entered, Handover, recomputing
+from hyperconn.stream_state import DelayedStreams, Entered, Handover, Write, recomputing
 
 
 class HyperConnection(CheckpointNote):
@@ -199,7 +199,14 @@ class HyperConnection(CheckpointNote):
             return (write(y[0], into), *y[1:])
         return write(y, into)
 
-    def read(self, x: Tensor | DelayedStreams | Handover) -> tuple[Tensor, Callable[..., Any]]:
+    # What a layer that reads delayed makes of streams alone only its config knows: types are right for seeded ones.
+    @overload
+    def read(self, x: Tensor) -> tuple[Tensor, Write[Tensor]]: ...
+    @overload
+    def read(self, x: DelayedStreams) -> tuple[Tensor, Write[DelayedStreams]]: ...
+    @overload
+    def read(self, x: Handover) -> tuple[Tensor, Write[Any]]: ...
+    def read(self, x: Tensor | DelayedStreams | Handover) -> tuple[Tensor, Write[Any]]:
         """The branch's input, and the function that writes its output back.
 
         Args:
@@ -244,7 +251,8 @@ class HyperConnection(CheckpointNote):
             written = True
             return self._write(entered, streams, coefficients, y, into)
 
-        return u, write
+        overloaded: Any = write  # checkers take no plain function for one
+        return u, overloaded
 
     def coefficients(self, x: Tensor | DelayedStreams | Handover) -> Coefficients:
         """The coefficients that the layer predicts from ``x [..., n, C]``: ``pre``, ``post`` and ``H``.

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from hyperconn.kernels.passes.normalisation import inverse_rms
-from hyperconn.manifolds.core.map import ClassName
+from hyperconn.manifolds.core.map import ClassName, attribute
 from hyperconn.manifolds.core.options import require_bool, require_choice, require_number
 from hyperconn.manifolds.core.plain_data import chosen_options
 from hyperconn.manifolds.registry import Registry
@@ -118,7 +118,7 @@ class Predictor(ABC):
         """
         return {}
 
-    @property
+    @attribute
     def fuses(self) -> bool:
         """Whether the logits are ``scale · z + base``, z the normalised projection: what the fused kernels compute."""
         return False
