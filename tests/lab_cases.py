@@ -6,13 +6,19 @@ import random
 from pathlib import Path
 from typing import Any
 
-from hyperconn.lab import Corpus, LabConfig, Run, load_corpus
+from hyperconn.lab import Comparison, Corpus, LabConfig, Run, contestants, load_corpus
 
 TINY: dict[str, Any] = {
     "model": {"blocks": 2, "channels": 8, "heads": 2, "context": 16},
     "train": {"steps": 6, "batch": 2, "warmup": 2, "eval_every": 3, "eval_windows": 4, "checkpoint_every": 3},
     "data": {"max_bytes": 20_000},
     "hyper_connection": {"preset": "kromhc", "streams": 4, "fn_std": 0.05},
+}
+
+COMPARED: dict[str, Any] = {
+    "contestants": ["plain", "hc", {"name": "turned", "manifold": "stiefel", "streams": 2}],
+    "overrides": {"fn_std": 0.1},
+    "seeds": 2,
 }
 
 
@@ -44,3 +50,11 @@ def start(text: Path, **sections: Any) -> Run:
     """A run of the tiny config on that text."""
     config = tiny(**sections)
     return Run(config, corpus(text, config))
+
+
+def prepare(folder: Path, names: tuple[str, ...] = (), **sections: Any) -> Comparison:
+    """A comparison of the tiny config in that folder, on a text beside it."""
+    folder.mkdir(exist_ok=True)
+    config = tiny(**{"hyper_connection": None, "compare": COMPARED, **sections})
+    text = corpus(write_text(folder.parent / "text.txt"), config)
+    return Comparison(config, text, contestants(config, names), folder)

@@ -186,8 +186,19 @@ def test_files_that_are_refused_at_once(name: str, tmp_path: Path) -> None:
     assert time.monotonic() - started < SECONDS
 
 
-COMMANDS = ("list", "show", "verify", "train", "compare", "doctor", "", "--version", "--help")
-OPTIONS = ("--n", "--seed", "--steps", "--threads", "--out", "--data", "--resume", "--presets", "--examples", "--help")
+COMMANDS = ("list", "show", "verify", "train", "compare", "report", "doctor", "", "--version", "--help")
+OPTIONS = (
+    "--n",
+    "--seed",
+    "--steps",
+    "--threads",
+    "--out",
+    "--data",
+    "--resume",
+    "--contestants",
+    "--examples",
+    "--help",
+)
 VALUES = ("0", "-1", "3", "2.5", "10" * 20, "nan", "", "x", "plain,nothing", "../nowhere", "/dev/zero", "nowhere.toml")
 
 # No colon: `verify module:Class` imports what it is told to. `train` and `compare` get no good config.

@@ -1,208 +1,216 @@
-"""The comparison: equal conditions, right numbers, legible files."""
+"""The comparison: equal conditions, and results that survive whatever ends the process."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor
 
-from hyperconn import HyperConnection, HyperConnectionConfig
-from hyperconn.lab import GPT, Contestant, LabConfig, ModelConfig, Run, contestants, train_side_by_side
-from hyperconn.lab.contest import DEFAULT_PRESETS
-from hyperconn.lab.measure import measure_matrices
+from hyperconn import HyperConnectionConfig
+from hyperconn.lab import Comparison, Run, contestants
+from hyperconn.lab import contest as lab_contest
+from hyperconn.lab.contestants import DEFAULT_CONTESTANTS, Contestant, described
+from hyperconn.lab.findings import headline, markdown, tables
 from hyperconn.lab.plots import draw_plots
-from hyperconn.lab.report import COLUMNS, number, plain_data, table, write_report
-from hyperconn.manifolds import Unconstrained, invariants
-from lab_cases import corpus, tiny, write_text
-
-SIZES = ModelConfig(blocks=2, channels=8, heads=2, context=16)
-COMPARED = {"presets": ["plain", "hc", "kromhc"], "overrides": {"fn_std": 0.1}}
-
-
-def prepare(tmp_path: Path, names: tuple[str, ...] = (), **sections: Any) -> list[Contestant]:
-    config = tiny(**{"hyper_connection": None, "compare": COMPARED, **sections})
-    return contestants(config, corpus(write_text(tmp_path / "text.txt"), config), names)
+from hyperconn.lab.records import RECORDS, DifferentSettingError, Record, read_records
+from hyperconn.lab.run import DivergedError
+from lab_cases import COMPARED, prepare, tiny
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> list[Contestant]:
-    field = prepare(tmp_path_factory.mktemp("compare"), DEFAULT_PRESETS)
-    assert train_side_by_side(field)
-    return field
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+    """Two seeds at two learning rates, uninterrupted."""
+    comparison = prepare(tmp_path_factory.mktemp("compare") / "a", compare=COMPARED | {"lr_multipliers": [1, 4]})
+    heats: list[tuple[int, float, int]] = []
+    assert comparison.train(on_heat=lambda *heat: heats.append(heat))
+    assert heats == [(0, 1.0, 0), (0, 4.0, 0), (1, 1.0, 0), (1, 4.0, 0)]
+    return comparison
 
 
-def test_training_side_by_side_equals_training_alone(tmp_path: Path) -> None:
-    """Neighbours leave no trace: no shared generator, no shared weight. They differ in their connection only."""
-    together = prepare(tmp_path, model={"dropout": 0.2})
-    assert [contestant.name for contestant in together] == ["plain", "hc", "kromhc"]
-    assert together[0].is_plain and not together[1].is_plain
-    assert together[1].run.config.hyper_connection == HyperConnectionConfig.preset("hc", fn_std=0.1)
-    assert len({dataclasses.replace(c.run.config, hyper_connection=None) for c in together}) == 1
-    assert len({id(contestant.run.corpus) for contestant in together}) == 1
-    train_side_by_side(together)
-    for contestant in together:
-        alone = Run(contestant.run.config, contestant.run.corpus)
+def timeless(record: Record) -> Record:
+    return dataclasses.replace(record, speed=None, step_seconds=None)
+
+
+def test_training_side_by_side_equals_training_alone(finished: Comparison) -> None:
+    """Neighbours leave no trace: no shared generator, no shared weight."""
+    assert [r.key for r in finished.records[:4]] == [
+        ("plain", 0, 1.0), ("hc", 0, 1.0), ("turned", 0, 1.0), ("plain", 0, 4.0),
+    ]  # fmt: skip
+    assert len(finished.records) == 12
+    kinds = {c.name: c.connection for c in finished.field}
+    assert kinds["hc"] == HyperConnectionConfig.preset("hc", fn_std=0.1) and kinds["plain"] is None
+    assert kinds["turned"] == HyperConnectionConfig(streams=2, manifold="stiefel")
+    for record in finished.records[4:7]:  # one of each kind, of both rates
+        rate = finished.config.train.learning_rate * record.multiplier
+        train = dataclasses.replace(finished.config.train, seed=record.seed, learning_rate=rate)
+        own = dataclasses.replace(finished.config, train=train, hyper_connection=kinds[record.contestant])
+        alone = Run(own, finished.corpus)
         for _ in range(6):
             alone.advance()
-        assert alone.history.train == contestant.run.history.train
-        assert alone.evaluate() == contestant.bits_per_byte
-        assert len(contestant.seconds) == 6
-        assert [step for step, _ in contestant.run.history.valid] == [3, 6]
+        assert alone.history.train == record.history["train"] and len(alone.history.train) == 6
+        assert alone.history.gradient == record.history["gradient"]
+        assert alone.evaluate() == record.bits_per_byte
+        assert [step for step, _ in record.history["valid"]] == [3, 6]
+        assert record.parameters_added == alone.model.num_connection_parameters()
 
 
-def test_own_section_takes_part(tmp_path: Path) -> None:
+def test_contestants_of_every_kind(tmp_path: Path) -> None:
     own = {"manifold": "stiefel", "streams": 2}
-    defaults = prepare(tmp_path, hyper_connection=own, compare={})
-    assert [contestant.name for contestant in defaults] == [*DEFAULT_PRESETS, "config"]
-    assert defaults[-1].run.config.hyper_connection == HyperConnectionConfig(streams=2, manifold="stiefel")
-    assert [c.name for c in prepare(tmp_path, ("plain", "shc"), hyper_connection=own)] == ["plain", "shc"]
+    config = tiny(hyper_connection=own, compare=COMPARED)
+    field = contestants(config, ("plain", "config", "shc", "kronecker", "turned"))
+    assert [c.name for c in field] == ["plain", "config", "shc", "kronecker", "turned"]
+    assert field[1].connection == field[4].connection == HyperConnectionConfig(streams=2, manifold="stiefel")
+    assert field[3].connection == HyperConnectionConfig(manifold="kronecker", fn_std=0.1)
+    assert [described(c) for c in field] == [
+        ("plain", {}), ("defaults", {}), ("preset shc", {"fn_std": 0.1}),
+        ("defaults", {"fn_std": 0.1}), ("defaults", {}),
+    ]  # fmt: skip
+    near = Contestant("mine", HyperConnectionConfig.preset("kromhc", streams=2, fn_std=0.3))
+    assert described(near) == ("preset kromhc", {"streams": 2, "fn_std": 0.3})
+    defaults = contestants(tiny(hyper_connection=own, compare={}))
+    assert [c.name for c in defaults] == [*DEFAULT_CONTESTANTS, "config"]
 
 
 @pytest.mark.parametrize(
-    ("names", "overrides", "says"),
+    ("names", "table", "says"),
     [
-        (("plain", "kromch"), {}, "unknown preset 'kromch'. Did you mean 'kromhc'"),
-        (("hc", "hc"), {}, "every preset can be compared once only, got hc twice"),
+        (("plain", "kromch"), {}, "unknown contestant 'kromch'. Did you mean 'kromhc'"),
+        (("hc", "hc"), {}, "a contestant takes part once, got hc twice"),
         (("plain", "config"), {}, "this config has none"),
-        (("hc",), {"fnstd": 0.1}, "Did you mean 'fn_std'"),
+        (("hc",), {"overrides": {"fnstd": 0.1}}, "Did you mean 'fn_std'"),
+        ((), {"contestants": [{"name": "a", "manifold": "stiefle"}]}, "Did you mean 'stiefel'"),
+        ((), {"contestants": [{"name": "plain", "fn_std": 1.0}]}, "takes no keys, got fn_std"),
     ],
 )
-def test_bad_contestants_are_refused(tmp_path: Path, names: tuple[str, ...], overrides: Any, says: str) -> None:
+def test_bad_contestants_are_refused(tmp_path: Path, names: tuple[str, ...], table: Any, says: str) -> None:
     with pytest.raises(ValueError, match=".") as caught:
-        prepare(tmp_path, names, compare={"overrides": overrides})
+        prepare(tmp_path / "a", names, compare=table)
     assert says in str(caught.value)
 
 
-def test_diverged_contestant_stops_alone(tmp_path: Path) -> None:
-    field = prepare(tmp_path)
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, steps: int, how: Any) -> None:
+    """Let ``how`` happen before the step of that number, counted over all runs of the process."""
+    advance, taken = Run.advance, 0
 
-    def spoil() -> None:
-        if field[1].run.step == 2:
-            with torch.no_grad():
-                field[1].run.model.token.weight.fill_(torch.nan)
+    def counted(self: Run) -> float:
+        nonlocal taken
+        taken += 1
+        if taken == steps:
+            how()
+        return advance(self)
 
-    assert train_side_by_side(field, on_round=spoil)
-    assert [contestant.run.step for contestant in field] == [6, 2, 6]
-    assert table(field)[1][2] == "diverged" and table(field)[1][5:] == ("–",) * 4
-    write_report(field, tmp_path, draw_plots(field, tmp_path))
-    assert "- hc diverged: training diverged at step 3" in (tmp_path / "report.md").read_text(encoding="utf-8")
-    assert plain_data(field)["contestants"]["hc"]["bits_per_byte"] is None
+    monkeypatch.setattr(Run, "advance", counted)
 
 
-def test_interruption_still_reports(tmp_path: Path) -> None:
-    field = prepare(tmp_path)
+class Killed(BaseException):
+    """Ends the process without a word to anybody, as far as the code can tell."""
 
-    def press_ctrl_c() -> None:
-        if field[0].run.step == 2:
-            signal.raise_signal(signal.SIGINT)
 
+def kill() -> None:
+    raise Killed
+
+
+def test_resumed_equals_uninterrupted(finished: Comparison, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in one heat, a kill in the next, and one between two results: bit for bit the same in the end."""
+    folder = finished.folder.parent / "b"
+    asked = finished.config.to_dict()["compare"]
     before = signal.getsignal(signal.SIGINT)
-    assert not train_side_by_side(field, on_round=press_ctrl_c)
-    assert signal.getsignal(signal.SIGINT) is before
-    assert {contestant.run.step for contestant in field} == {2}
-    assert all(4 < float(row[2]) < 9 for row in table(field))
+    answered: list[bool] = []
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 3 * 2 + 1, lambda: signal.raise_signal(signal.SIGINT))
+        assert not prepare(folder, compare=asked).train(on_interrupt=lambda: answered.append(True))
+    assert answered == [True] and signal.getsignal(signal.SIGINT) is before
+    assert read_records(folder) == [] and {file.name for file in folder.iterdir()} == {"unfinished_0_x1.pt"}
+
+    begun: list[int] = []
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 3 * 3 + 3 * 4 + 2, kill)  # in step 5 of the second heat, saved after step 3
+        with pytest.raises(Killed):
+            prepare(folder, compare=asked).train(on_heat=lambda seed, factor, step: begun.append(step))
+    assert begun == [3, 0] and len(read_records(folder)) == 3
+    (folder / ".unfinished_0_x4.pt.1.tmp").write_bytes(b"half a checkpoint")
+
+    begun.clear()
+    last = prepare(folder, compare=asked)
+    assert last.train(on_heat=lambda seed, factor, step: begun.append(step))
+    assert begun == [3, 0, 0]
+    assert [timeless(r) for r in read_records(folder)] == [timeless(r) for r in finished.records]
+    assert {file.name for file in folder.iterdir()} == {RECORDS} and last.heats() == []
+    other = prepare(folder, compare=asked | {"seeds": 3})
+    assert [(seed, factor) for seed, factor, _ in other.heats()] == [(2, 1.0), (2, 4.0)]
 
 
-def test_measurements_of_known_matrices() -> None:
-    """Static layers whose H is known: the composed gains are powers of it."""
-    growing = torch.tensor([[1.0, 0.5], [0.0, 1.0]])
-    kind = HyperConnectionConfig(streams=2, manifold="unconstrained", predictor="static", orientation="direct")
-    model = GPT(SIZES, kind, seed=0)
-    for layer in model.sublayers:
-        assert isinstance(layer, HyperConnection)
-        with torch.no_grad():
-            layer.base[-4:] = growing.flatten()
-    report = measure_matrices(model, torch.randint(256, (3, 16)), chunk=2)
-    assert report is not None and report.violation is None
-    assert report.forward == [1.5, 2.0, 2.5, 3.0] == report.backward
-    power = torch.linalg.matrix_power(growing.double(), 4)
-    assert report.spectral[-1] == pytest.approx(float(torch.linalg.matrix_norm(power, 2)))
+def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
+    comparison = prepare(tmp_path / "a")
+    with lab_contest.only_process(comparison.folder), pytest.raises(BlockingIOError, match="another process"):
+        comparison.train()
+    assert list(comparison.folder.iterdir()) == []
 
 
-@dataclasses.dataclass(frozen=True)
-class Stochastic(Unconstrained):
-    """Rows sum to 1 and columns need not: its transpose is no member."""
-
-    name = "only-rows"
-    invariants = (invariants.row_sums,)
-
-    def forward(self, theta: Tensor) -> Tensor:
-        return super().forward(theta).softmax(-1)
-
-
-@pytest.mark.parametrize("orientation", ["direct", "transposed"])
-def test_transposed_manifolds_are_measured_as_they_are_made(orientation: str) -> None:
-    """What a layer applies is the transpose of what the manifold promises something about."""
-    options = {"manifold": Stochastic(n=4), "fn_std": 3.0, "scale_init": 1.0, "init": "published"}
-    kind = HyperConnectionConfig(orientation=orientation, **options)
-    report = measure_matrices(GPT(SIZES, kind, seed=0), torch.randint(256, (2, 8)))
-    assert report is not None and report.violation is not None and report.violation < report.tolerance
-    # Of the direct one the rows sum to 1 at any depth, of its transpose the columns.
-    exact, free = report.forward, report.backward
-    if orientation == "transposed":
-        exact, free = free, exact
-    assert exact == pytest.approx([1.0] * 4, abs=1e-5) and min(free) > 1.1
-
-
-def test_table(finished: list[Contestant]) -> None:
-    rows = dict(zip(DEFAULT_PRESETS, table(finished), strict=True))
-    assert [row[0] for row in rows.values()] == list(DEFAULT_PRESETS)
-    assert [row[1] for row in rows.values()] == [
-        "identity", "free", *["doubly stochastic"] * 3, "orthogonal", "spectral norm 1",
-    ]  # fmt: skip
-    assert rows["plain"][3:] == ("0", "1.00", "–", "1.00", "1.00", "1.00")
-    assert rows["hc"][5] == "–"
-    for contestant in finished[1:]:
-        matrices, cells = contestant.matrices, rows[contestant.name]
-        assert matrices is not None
-        if contestant.name in ("mhc-lite", "kromhc", "shc", "jpmhc"):
-            assert matrices.violation is not None and matrices.violation <= matrices.tolerance
-            assert max(matrices.spectral) <= 1 + 1e-4
-        added = contestant.run.model.num_parameters() - finished[0].run.model.num_parameters()
-        assert cells[3] == f"{added:,}" and added > 0 and 0 < float(cells[4]) < 10
-        assert cells[6:8] == (number(max(matrices.forward)), number(max(matrices.backward)))
+@pytest.mark.parametrize(
+    ("names", "sections", "says"),
+    [
+        ((), {"train": {"steps": 7}}, "train.steps is 6 in {} and 7 in this comparison"),
+        ((), {"train": {"learning_rate": 0.5}}, "train.learning_rate is 0.003 in {} and 0.5 in"),
+        ((), {"model": {"channels": 16}}, "model.channels is 8 in {} and 16 in"),
+        (
+            ("hc",),
+            {"compare": {"overrides": {"fn_std": 0.2}}},
+            "contestant 'hc' differs: fn_std is 0.1 in {} and 0.2 in",
+        ),
+    ],
+)
+def test_folder_of_another_comparison_is_refused(
+    finished: Comparison, monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...], sections: Any, says: str
+) -> None:
+    """Finished or not. What merely adds to it is welcome."""
+    for folder in (finished.folder, finished.folder.parent / "begun"):
+        if not folder.exists():
+            with monkeypatch.context() as patch:
+                interrupt_at(patch, 2, lambda: signal.raise_signal(signal.SIGINT))
+                assert not prepare(folder, compare=COMPARED).train()
+        with pytest.raises(DifferentSettingError, match=r"Choose another --out folder") as caught:
+            prepare(folder, names, **sections)
+        assert "holds another comparison" in str(caught.value)
+        if folder == finished.folder:
+            assert says.format(folder) in str(caught.value)
+    begun = finished.folder.parent / "begun"
+    with pytest.raises(DifferentSettingError, match=r"contestants is \['hc', 'plain', 'turned'\] in "):
+        prepare(begun, ("hc", "turned"))
+    assert prepare(begun, ("turned", "hc", "plain")).steps_taken(0, 1.0) == 1
+    other = dataclasses.replace(finished.corpus, digest="x")
+    with pytest.raises(DifferentSettingError, match="text.digest is '"):
+        Comparison(finished.config, other, finished.field, finished.folder)
+    assert [field[0].name for *_, field in prepare(finished.folder, ("shc",)).heats()] == ["shc", "shc"]
 
 
-def test_speed_is_paired_by_round(tmp_path: Path) -> None:
-    """Noise that hits a whole round cancels; the ratio of medians would be 0.55 here."""
-    plain, other = prepare(tmp_path, ("plain", "hc"))
-    noise = [1.0, 1.0, 1.0, 1.0, 50.0, 3.0, 7.0, 1.0]
-    plain.seconds = list(noise)
-    other.seconds = [2.0 * factor for factor in noise]
-    assert other.speed_over(plain) == 0.5
-    other.seconds = other.seconds[:5]  # it diverged
-    assert other.speed_over(plain) == 0.5
-    assert table([other])[0][4] == "–"
+def test_a_report_without_results_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "report.md").write_text("somebody's")
+    with pytest.raises(ValueError, match="choose another --out folder"):
+        prepare(tmp_path / "a")
 
 
-def test_report_folder(finished: list[Contestant], tmp_path: Path) -> None:
-    write_report(finished, tmp_path, draw_plots(finished, tmp_path))
-    pictures = {"composite_gain.png", "loss_curves.png"}
-    assert {file.name for file in tmp_path.iterdir()} == {"report.md", "report.json", *pictures}
-    assert all((tmp_path / file).read_bytes().startswith(b"\x89PNG") for file in pictures)
+def test_diverged_contestant_stops_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    comparison = prepare(tmp_path / "a", compare=COMPARED | {"seeds": 1})
+    advance = Run.advance
 
-    text = (tmp_path / "report.md").read_text(encoding="utf-8")
-    lines = [line for line in text.splitlines() if line.startswith("|")]
-    assert len(lines) == 2 + len(DEFAULT_PRESETS)
-    assert {line.count("|") for line in lines} == {len(COLUMNS) + 1}
-    assert all(f"]({file})" in text for file in pictures) and "6 steps, seed 0" in text
+    def spoil(self: Run) -> float:
+        if self.config.hyper_connection == comparison.field[1].connection and self.step == 2:
+            raise DivergedError("training diverged at step 3")
+        return advance(self)
 
-    saved = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
-    assert LabConfig.from_dict(saved["config"]) == finished[0].run.config
-    assert {"torch", "hyperconn", "python"} <= saved["versions"].keys()
-    for contestant in finished:
-        own = saved["contestants"][contestant.name]
-        assert own["bits_per_byte"] == contestant.bits_per_byte and own["steps"] == 6
-        assert own["history"]["train"] == contestant.run.history.train
-        if contestant.matrices is not None:
-            assert own["matrices"] == dataclasses.asdict(contestant.matrices)
-
-
-def test_plots_without_any_matrix(finished: list[Contestant], tmp_path: Path) -> None:
-    assert draw_plots(finished[:1], tmp_path) == ["loss_curves.png"]
+    monkeypatch.setattr(Run, "advance", spoil)
+    assert comparison.train()
+    records = read_records(tmp_path / "a")
+    assert [record.steps for record in records] == [6, 2, 6]
+    assert records[1].bits_per_byte is None and records[1].matrices is None and records[0].bits_per_byte is not None
+    assert tables(records)[1].rows[1] == ("hc", "1", "diverged 1/1", "–", "–")
+    text = markdown(records, draw_plots(records, tmp_path))
+    assert "- hc, seed 0, ×1: training diverged at step 3" in text
+    assert headline(records) == (
+        "Leaving H free costs something here: hc diverged in 1 of 1 runs at learning rate ×1, turned in none."
+    )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,10 @@ import pytest
 
 from hyperconn import HyperConnectionConfig
 from hyperconn.lab import LabConfig
-from hyperconn.lab.settings import hyper_connection
+from hyperconn.lab.settings import CompareConfig, DataConfig, ModelConfig, TrainConfig, hyper_connection
 from source_tree import ROOT
 
-CONFIGS = [*sorted((ROOT / "docs" / "configs").iterdir()), ROOT / "hyperconn" / "lab" / "demo.toml"]
+CONFIGS = sorted((ROOT / "hyperconn" / "lab" / "configs").iterdir())
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
@@ -22,6 +24,23 @@ def test_shipped_configs_load_and_round_trip(path: Path) -> None:
     assert config != LabConfig()
     assert LabConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     assert {path.suffix for path in CONFIGS} >= {".toml", ".yaml"}
+
+
+def test_the_first_config_names_every_key_with_its_default() -> None:
+    start = next(path for path in CONFIGS if path.name == "start.toml")
+    text = start.read_text(encoding="utf-8")
+    own, count = LabConfig.from_file(start), 0
+    for section, defaults in (("model", ModelConfig()), ("train", TrainConfig()), ("data", DataConfig())):
+        lines = text.split(f"[{section}]")[1].split("\n[")[0]
+        for field in dataclasses.fields(defaults):
+            assert re.search(rf"^(# )?{field.name} = \S+ +# \w|^{field.name} = \S+$", lines, flags=re.MULTILINE), (
+                field.name
+            )
+            count += 1
+        assert getattr(own, section) == defaults
+    assert count == 22
+    for field in dataclasses.fields(CompareConfig):
+        assert f"{field.name} = " in text or f"compare.{field.name}]" in text
 
 
 def test_the_section_of_the_connection() -> None:
@@ -60,7 +79,18 @@ def test_numbers_convert_where_nothing_is_lost() -> None:
         ({"train": {"threads": 10**9}}, "train.threads must lie between 1 and 1024, got 1000000000"),
         ({"data": {"held_out": 0.0}}, "data.held_out must lie between 0 and 1, got 0.0"),
         ({"data": {"path": 3}}, "data.path must be of type str, got 3"),
-        ({"compare": {"presets": "hc"}}, "compare.presets must be a list of strings, got 'hc'"),
+        ({"train": {"schedule": "cosin"}}, "unknown train.schedule 'cosin'. Did you mean 'cosine'"),
+        ({"train": {"dtype": "float16"}}, "unknown train.dtype 'float16'"),
+        ({"compare": {"contestants": "hc"}}, "compare.contestants must be a list of names and tables, got 'hc'"),
+        (
+            {"compare": {"contestants": [{"manifold": "stiefel"}]}},
+            "a name and keys of a [hyper_connection] section; got",
+        ),
+        ({"compare": {"contestants": ["plain,hc"]}}, "neither comma nor bar; got 'plain,hc'"),
+        ({"compare": {"seeds": 0}}, "compare.seeds must lie between 1 and 1000, got 0"),
+        ({"compare": {"lr_multipliers": [1, 1]}}, "compare.lr_multipliers must be positive numbers, each of them once"),
+        ({"compare": {"lr_multipliers": []}}, "compare.lr_multipliers must be positive numbers"),
+        ({"compare": {"lr_multipliers": ["4"]}}, "compare.lr_multipliers must be a list of numbers, got ['4']"),
         ({"compare": {"overrides": 3}}, "options are a table of names and values, got 3"),
     ],
 )

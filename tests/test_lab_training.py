@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import resource
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from hyperconn.lab.checkpoint import (
     save_checkpoint,
 )
 from hyperconn.lab.run import DivergedError
-from hyperconn.lab.training import CHECKPOINT
+from hyperconn.lab.training import CHECKPOINT, METRICS, sample
 from lab_cases import start, write_text
 
 
@@ -83,7 +84,47 @@ def test_checkpoints_and_evaluations_come_when_due(text: Path, tmp_path: Path) -
     assert seen == [0, 0, 0, 3, 3, 3, 6]
     assert evaluated == [2, 4, 6, 7]
     assert read_checkpoint(tmp_path / CHECKPOINT)["step"] == 7
-    assert {file.name for file in tmp_path.iterdir()} == {"text.txt", CHECKPOINT}
+    assert {file.name for file in tmp_path.iterdir()} == {"text.txt", CHECKPOINT, METRICS}
+
+
+def test_metrics_of_every_step(text: Path, tmp_path: Path) -> None:
+    run = start(text, train={"steps": 7, "eval_every": 3, "warmup": 2, "schedule": "cosine", "learning_rate": 0.1})
+    train(run, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / METRICS).read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6, 7]
+    assert [line["step"] for line in lines if "held_out" in line] == [3, 6, 7]
+    assert [line["loss"] for line in lines] == run.history.train and lines[-1]["held_out"] == run.history.valid[-1][1]
+    # Before clipping: with this clip of 1 the steps were smaller.
+    assert [line["gradient_norm"] for line in lines] == run.history.gradient and max(run.history.gradient) > 1
+    rates = [0.05, 0.1, *(0.1 * (0.55 + 0.45 * math.cos(math.pi * k / 4)) for k in range(5))]
+    assert [line["learning_rate"] for line in lines] == pytest.approx(rates)
+    assert [group["lr"] for group in run.optimizer.param_groups] == [pytest.approx(0.01)] * 2
+
+
+def test_text_goes_on_with_what_was_learned(text: Path) -> None:
+    run = start(text, train={"steps": 60, "batch": 8, "learning_rate": 0.01})
+    before = sample(run, b"the ", 30)
+    while run.step < 60:
+        run.advance()
+    after = sample(run, b"the ", 30)
+    assert after == sample(run, b"the ", 30) and len(after) == 34 and after.startswith(b"the ")
+    letters = set(text.read_bytes())
+    assert set(after) <= letters and not set(before) <= letters
+
+
+def test_bfloat16_is_autocast(text: Path) -> None:
+    run, full = start(text, train={"dtype": "bfloat16"}), start(text)
+    run.advance()
+    full.advance()
+    assert run.model.token.weight.dtype == torch.float32
+    assert run.history.train != full.history.train and run.history.train == pytest.approx(full.history.train, rel=0.01)
+
+
+def test_a_decay_depends_on_its_last_step(text: Path, tmp_path: Path) -> None:
+    cosine = {"schedule": "cosine", "steps": 3}
+    train(start(text, train=cosine), tmp_path)
+    with pytest.raises(CheckpointError, match="train.steps is 3 in the checkpoint and 9 in the config"):
+        load_checkpoint(start(text, train=cosine | {"steps": 9}), tmp_path / CHECKPOINT)
 
 
 def test_the_optimizer_is_what_the_config_says(text: Path) -> None:

@@ -9,9 +9,11 @@ import typer
 import hyperconn
 from hyperconn.cli.bench import bench
 from hyperconn.cli.catalogue import list_, show
-from hyperconn.cli.compare import compare
+from hyperconn.cli.compare import CompareCommand, compare
 from hyperconn.cli.console import say
 from hyperconn.cli.doctor import doctor
+from hyperconn.cli.init import init
+from hyperconn.cli.report import report
 from hyperconn.cli.train import train
 from hyperconn.cli.verify import VerifyCommand, verify
 
@@ -37,7 +39,8 @@ def _root(
     pass
 
 
-for _command in (train, compare, show, bench, doctor):
+for _command in (init, train, report, show, bench, doctor):
     app.command()(_command)
 app.command("list")(list_)
+app.command(cls=CompareCommand)(compare)
 app.command(cls=VerifyCommand)(verify)

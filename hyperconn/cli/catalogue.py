@@ -17,7 +17,7 @@ from hyperconn.backends import triton_missing
 from hyperconn.cli.blame import blaming_plugins, shown_instance
 from hyperconn.cli.console import BAD_INPUT, bad_input, fail, output, say
 from hyperconn.gates import GATES, Gate
-from hyperconn.lab.report import kind_of
+from hyperconn.lab.measure import kind_of
 from hyperconn.manifolds import Manifold, PluginError
 from hyperconn.manifolds.core.errors import NotAllowedError, UnknownNameError, unknown_name
 from hyperconn.manifolds.registry import MANIFOLDS, Registry

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import os
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +12,7 @@ import torch
 import typer
 from rich.progress import MofNCompleteColumn, Progress
 
-from hyperconn.cli.console import output
+from hyperconn.cli.console import output, say
 from hyperconn.lab import LabConfig
 
 Data = Annotated[Path | None, typer.Option(help="Text file or folder. Default: the standard library's sources.")]
@@ -39,6 +40,17 @@ def with_options(
     return dataclasses.replace(config, train=train, data=text)
 
 
+def require_plots() -> None:
+    """Say now, and not after minutes of training, that there would be no pictures."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ModuleNotFoundError("the pictures of a run need matplotlib: pip install 'hyperconn[cli]'")
+
+
 def training_progress() -> Progress:
     """A bar of optimizer steps, with the time that they take."""
     return Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=output)
+
+
+def say_stopping() -> None:
+    """What the first Ctrl-C is answered with."""
+    say("stopping after this step; Ctrl-C again stops at once, and loses what was trained since the last checkpoint")

@@ -9,12 +9,25 @@ from typing import Annotated
 import typer
 
 from hyperconn.cli.console import FAILED, INTERRUPTED, bad_input, fail, say
-from hyperconn.cli.run_options import Data, Seed, Steps, Threads, training_progress, with_options
+from hyperconn.cli.run_options import (
+    Data,
+    Seed,
+    Steps,
+    Threads,
+    require_plots,
+    say_stopping,
+    training_progress,
+    with_options,
+)
+from hyperconn.files import write_atomically
 from hyperconn.lab import LabConfig, Run, load_corpus
 from hyperconn.lab.checkpoint import CheckpointNotWrittenError, load_checkpoint
 from hyperconn.lab.run import DivergedError
-from hyperconn.lab.training import CHECKPOINT
+from hyperconn.lab.training import CHECKPOINT, METRICS, sample, write_metrics
 from hyperconn.lab.training import train as run_to_the_end
+
+CURVE, SAMPLE = "curve.png", "sample.txt"
+PROMPT, SAMPLED = 64, 256  # bytes
 
 
 def train(
@@ -30,6 +43,7 @@ def train(
     folder = Path("runs") / config.stem if out is None else out
     checkpoint = folder / CHECKPOINT
     with bad_input():
+        require_plots()
         settings = with_options(LabConfig.from_file(config), data=data, seed=seed, steps=steps, threads=threads)
         if checkpoint.exists() and not resume:
             raise ValueError(f"{checkpoint} exists; go on from it with --resume, or choose another --out folder")
@@ -47,7 +61,10 @@ def train(
     try:
         finished = _with_progress(run, folder)
     except (DivergedError, CheckpointNotWrittenError) as error:
+        if isinstance(error, DivergedError) and run.step:
+            _write_artifacts(run, folder)
         fail(str(error), FAILED)
+    _write_artifacts(run, folder)
     if not finished:
         again = ["hyperconn", "train", str(config), "--out", str(folder), "--resume"]
         for option, value in (("--data", data), ("--seed", seed), ("--steps", steps), ("--threads", threads)):
@@ -56,7 +73,20 @@ def train(
         say(f"  {shlex.join(again)}")
         raise typer.Exit(INTERRUPTED)
     say(f"done after step {run.step}: {run.evaluate():.4f} bits per byte on held-out text")
-    say(f"checkpoint: {checkpoint}")
+    say(f"{checkpoint}: weights and optimizer; beside it {METRICS}, {CURVE} and {SAMPLE}")
+
+
+def _write_artifacts(run: Run, folder: Path) -> None:
+    """Metrics, the curve, and text that the model writes after the first bytes of the held-out part."""
+    from hyperconn.lab.plots import draw_curve
+
+    prompt = bytes(run.corpus.valid[: min(PROMPT, run.config.model.context)].tolist())
+    try:
+        write_metrics(run, folder)
+        draw_curve(run.history, folder / CURVE)
+        write_atomically(folder / SAMPLE, sample(run, prompt, SAMPLED))
+    except OSError as error:
+        fail(f"cannot write to {folder}: {error.strerror or error}; {CHECKPOINT} is intact", FAILED)
 
 
 def _with_progress(run: Run, folder: Path) -> bool:
@@ -70,4 +100,4 @@ def _with_progress(run: Run, folder: Path) -> bool:
             loss = run.history.train[-1]
             say(f"step {run.step}: training {loss:.4f}, held-out {bits:.4f} bits per byte")
 
-        return run_to_the_end(run, folder, on_step=on_step, on_evaluation=on_evaluation)
+        return run_to_the_end(run, folder, on_step=on_step, on_evaluation=on_evaluation, on_interrupt=say_stopping)

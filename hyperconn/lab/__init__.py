@@ -1,6 +1,7 @@
 """The main job: a small GPT trained on real text, with any residual connection, alone or side by side with others."""
 
-from hyperconn.lab.contest import Contestant, contestants, train_side_by_side
+from hyperconn.lab.contest import Comparison
+from hyperconn.lab.contestants import Contestant, contestants
 from hyperconn.lab.data import Corpus, load_corpus
 from hyperconn.lab.model import GPT
 from hyperconn.lab.run import Run
@@ -9,6 +10,7 @@ from hyperconn.lab.training import train
 
 __all__ = [
     "GPT",
+    "Comparison",
     "Contestant",
     "Corpus",
     "LabConfig",
@@ -17,5 +19,4 @@ __all__ = [
     "contestants",
     "load_corpus",
     "train",
-    "train_side_by_side",
 ]

@@ -15,7 +15,7 @@ from hyperconn.lab.run import History, Run
 from hyperconn.lab.settings import LabConfig
 from hyperconn.manifolds.core.errors import shown
 
-FORMAT = "hyperconn-lab-2"
+FORMAT = "hyperconn-lab-3"
 # What may differ between the run that wrote a checkpoint and the one that goes on from it.
 _FREE = {f"train.{key}" for key in ("steps", "eval_every", "eval_windows", "checkpoint_every", "device", "threads")}
 _FREE |= {"hyper_connection.backend", "hyper_connection.plugins"}  # the layers compare plugins, and warn
@@ -35,7 +35,19 @@ def save_checkpoint(run: Run, path: Path) -> None:
     Raises:
         CheckpointNotWrittenError: the disk is full, say; what was at ``path`` before is still there.
     """
-    state = {
+    try:
+        write_state(state_of(run), path)
+    except OSError as error:
+        kept = f"the one of step {run.saved} is intact, go on with --resume" if run.saved else "there is none before it"
+        raise CheckpointNotWrittenError(
+            f"cannot write the checkpoint of step {run.step} to {path}: {error.strerror or error}; {kept}"
+        ) from error
+    run.saved = run.step
+
+
+def state_of(run: Run) -> dict[str, Any]:
+    """Tensors and plain data from which ``restore`` goes on."""
+    return {
         "format": FORMAT,
         "step": run.step,
         "model": run.model.state_dict(),
@@ -45,17 +57,23 @@ def save_checkpoint(run: Run, path: Path) -> None:
         "data": {"digest": run.corpus.digest, "source": run.corpus.source},
         "history": dataclasses.asdict(run.history),
     }
+
+
+def restore(run: Run, state: dict[str, Any]) -> None:
+    """Bring ``run`` to a state of a run with the same config and text."""
+    run.model.load_state_dict(state["model"])
+    run.optimizer.load_state_dict(state["optimizer"])
+    run.step = run.saved = state["step"]
+    history = state["history"]
+    run.history = History(history["train"], history["gradient"], [tuple(pair) for pair in history["valid"]])
+
+
+def write_state(state: dict[str, Any], path: Path) -> None:
+    """Write tensors and plain data, all or nothing; raises OSError where the disk is full."""
     # Through memory: torch reports a full disk as a RuntimeError of its zip writer, a plain file as OSError.
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    try:
-        write_atomically(path, buffer.getbuffer())
-    except OSError as error:
-        kept = f"the one of step {run.saved} is intact, go on with --resume" if run.saved else "there is none before it"
-        raise CheckpointNotWrittenError(
-            f"cannot write the checkpoint of step {run.step} to {path}: {error.strerror or error}; {kept}"
-        ) from error
-    run.saved = run.step
+    write_atomically(path, buffer.getbuffer())
 
 
 def load_checkpoint(run: Run, path: Path) -> None:
@@ -77,13 +95,10 @@ def load_checkpoint(run: Run, path: Path) -> None:
             f"checkpoint {path} was trained on other text: {state['data']['source']}; this run reads "
             f"{run.corpus.source}. Resume on the same text, or choose another --out folder"
         )
-    run.model.load_state_dict(state["model"])
-    run.optimizer.load_state_dict(state["optimizer"])
-    run.step = run.saved = state["step"]
-    run.history = History(state["history"]["train"], [tuple(pair) for pair in state["history"]["valid"]])
+    restore(run, state)
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path, format: str = FORMAT, command: str = "train") -> dict[str, Any]:
     """The content of a checkpoint file: tensors and plain data, never code.
 
     Raises:
@@ -98,21 +113,22 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         reason = str(error).partition("\n")[0] or "it ends too early"
         raise CheckpointError(f"{path} is not a readable checkpoint: {reason}") from error
     found = state.get("format") if isinstance(state, dict) else type(state).__name__
-    if found != FORMAT:
-        raise CheckpointError(f"{path} is not a checkpoint of 'hyperconn train' ({FORMAT!r}), got {shown(found)}")
+    if found != format:
+        raise CheckpointError(f"{path} is not a checkpoint of 'hyperconn {command}' ({format!r}), got {shown(found)}")
     return state
 
 
 def identity(config: LabConfig) -> dict[str, Any]:
     """Everything that decides the course of a run, as flat plain data."""
     table = config.to_dict()
+    free = _FREE if config.train.schedule == "constant" else _FREE - {"train.steps"}  # a decay depends on its end
     flat = {f"{section}.{key}": value for section in ("model", "train") for key, value in table[section].items()}
     kind = config.hyper_connection
     flat["hyper_connection"] = "plain residual" if kind is None else "hyper-connection"
     if kind is not None:
         flat |= {f"hyper_connection.{key}": value for key, value in kind.to_dict().items()}
         flat["hyper_connection.manifold"] = repr(kind.make_manifold())
-    return {key: value for key, value in flat.items() if key not in _FREE}
+    return {key: value for key, value in flat.items() if key not in free}
 
 
 def _differences(saved: dict[str, Any], own: dict[str, Any]) -> list[str]:

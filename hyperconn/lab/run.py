@@ -26,10 +26,12 @@ class History:
 
     Attributes:
         train: loss of every step.
+        gradient: norm of the gradient of every step, before it is clipped.
         valid: pairs of a step and the validation loss after it.
     """
 
     train: list[float] = field(default_factory=list)
+    gradient: list[float] = field(default_factory=list)
     valid: list[tuple[int, float]] = field(default_factory=list)
 
 
@@ -68,7 +70,8 @@ class Run:
         # models that are compared drop the same entries.
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(step_seed(config.seed, self.step))
-            loss = self.model.loss(tokens.to(self.device), following.to(self.device))
+            with self.autocast():
+                loss = self.model.loss(tokens.to(self.device), following.to(self.device))
             loss.backward()
         norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), config.clip or math.inf))
         bits = loss.item() / _NATS_PER_BIT
@@ -85,7 +88,12 @@ class Run:
         seconds = time.perf_counter() - started
         self.step += 1
         self.history.train.append(bits)
+        self.history.gradient.append(norm)
         return seconds
+
+    def autocast(self) -> torch.autocast:
+        """What the model computes in: ``train.dtype``."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.train.dtype == "bfloat16")
 
     @torch.no_grad()
     def evaluate(self) -> float:
@@ -93,10 +101,11 @@ class Run:
         self.model.eval()
         tokens, following = self._windows
         size = max(self.config.train.batch, 16)
-        total = sum(
-            self.model.loss(part.to(self.device), target.to(self.device)).item() * len(part)
-            for part, target in zip(tokens.split(size), following.split(size), strict=True)
-        )
+        with self.autocast():
+            total = sum(
+                self.model.loss(part.to(self.device), target.to(self.device)).item() * len(part)
+                for part, target in zip(tokens.split(size), following.split(size), strict=True)
+            )
         bits = total / len(tokens) / _NATS_PER_BIT
         if not self.history.valid or self.history.valid[-1][0] != self.step:
             self.history.valid.append((self.step, bits))
@@ -108,8 +117,16 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
     >>> [learning_rate(TrainConfig(learning_rate=1.0, warmup=4), step) for step in (0, 3, 10)]
     [0.25, 1.0, 1.0]
+    >>> cosine = TrainConfig(learning_rate=1.0, warmup=4, steps=15, schedule="cosine")
+    >>> [round(learning_rate(cosine, step), 3) for step in (3, 4, 9, 14)]
+    [1.0, 1.0, 0.55, 0.1]
     """
-    return config.learning_rate * (min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0)
+    if step < config.warmup:
+        return config.learning_rate * (step + 1) / config.warmup
+    if config.schedule == "constant":
+        return config.learning_rate
+    done = (step - config.warmup) / max(1, config.steps - 1 - config.warmup)
+    return config.learning_rate * (0.55 + 0.45 * math.cos(math.pi * min(1.0, done)))
 
 
 def resolve_device(name: str, option: str = "train.device") -> torch.device:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from hyperconn.config import HyperConnectionConfig
 from hyperconn.files import read_table
@@ -15,6 +16,11 @@ from hyperconn.manifolds.core.plain_data import Options, require_small
 PLAIN = "plain"
 # Beyond any machine; a slip of the pen would start them all.
 _MAX_THREADS = 1024
+_MAX_SEEDS = 1000
+_LONGEST = 40
+
+SCHEDULES = ("constant", "cosine")
+DTYPES = ("float32", "bfloat16")
 
 T = TypeVar("T")
 
@@ -40,11 +46,12 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """AdamW on random windows, at a constant rate after a warm-up."""
+    """AdamW on random windows."""
 
     steps: int = 1000  # optimizer steps in all
     batch: int = 8  # windows a step
     learning_rate: float = 3e-3  # after the warm-up
+    schedule: str = "constant"  # after the warm-up; "cosine" falls to a tenth at the last step
     warmup: int = 50  # steps of linear warm-up
     weight_decay: float = 0.0  # on matrices and embeddings; vectors and gains have none
     clip: float = 1.0  # largest gradient norm; 0 for no clipping
@@ -53,6 +60,7 @@ class TrainConfig:
     eval_windows: int = 64  # held-out windows of an evaluation, always the same ones
     checkpoint_every: int = 100  # steps between checkpoints; 0 for one at the end
     device: str = "auto"  # "auto" (a GPU if there is one), or a device that torch knows
+    dtype: str = "float32"  # of the computation; "bfloat16" is autocast, weights stay float32
     threads: int | None = None  # CPU threads that the command line sets; None for torch's choice
 
     def __post_init__(self) -> None:
@@ -60,6 +68,9 @@ class TrainConfig:
         for name in ("warmup", "weight_decay", "clip", "eval_every", "checkpoint_every"):
             _require(getattr(self, name) >= 0, f"train.{name} must not be negative", getattr(self, name))
         _require(0 <= self.seed < 2**63, "train.seed must lie between 0 and 2^63 - 1", self.seed)
+        for name, choices in (("schedule", SCHEDULES), ("dtype", DTYPES)):
+            if getattr(self, name) not in choices:
+                raise unknown_name(f"train.{name}", getattr(self, name), choices)
         in_range = self.threads is None or 1 <= self.threads <= _MAX_THREADS
         _require(in_range, f"train.threads must lie between 1 and {_MAX_THREADS}", self.threads)
 
@@ -82,15 +93,39 @@ class CompareConfig:
     """What ``hyperconn compare`` puts side by side.
 
     Attributes:
-        presets: contestants: ``plain``, names of presets, and ``config`` for the [hyper_connection] section.
-        overrides: keys of HyperConnectionConfig that replace those of every preset alike.
+        contestants: names (``plain``, presets, manifolds, ``config`` for the [hyper_connection] section), and tables of
+            a ``name`` and the keys of a [hyper_connection] section of its own.
+        overrides: keys of HyperConnectionConfig that replace those of every preset and manifold that is only named.
+        seeds: runs of each contestant, with ``train.seed`` and the seeds that follow it.
+        lr_multipliers: every run is made with each of these factors of ``train.learning_rate``.
     """
 
-    presets: tuple[str, ...] = ()
+    contestants: tuple[Mapping[str, Any], ...] = ()
     overrides: Mapping[str, Any] = Options()
+    seeds: int = 1
+    lr_multipliers: tuple[float, ...] = (1.0,)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "contestants", tuple(_contestant(entry) for entry in self.contestants))
         object.__setattr__(self, "overrides", Options(self.overrides))
+        object.__setattr__(self, "lr_multipliers", tuple(float(factor) for factor in self.lr_multipliers))
+        _require(1 <= self.seeds <= _MAX_SEEDS, f"compare.seeds must lie between 1 and {_MAX_SEEDS}", self.seeds)
+        factors = self.lr_multipliers
+        good = len(set(factors)) == len(factors) > 0 and all(0 < factor < math.inf for factor in factors)
+        _require(good, "compare.lr_multipliers must be positive numbers, each of them once", list(factors))
+
+
+def _contestant(entry: Any) -> Options:
+    """The table of a contestant: of one that is only named, the name alone."""
+    table = Options({"name": entry} if isinstance(entry, str) else entry)
+    name = table.get("name")
+    good = isinstance(name, str) and name.isprintable() and 0 < len(name) <= _LONGEST and not set(name) & set(",|")
+    if not good or name != name.strip():
+        raise ValueError(
+            "compare.contestants holds names, and tables with a name and keys of a [hyper_connection] section; a "
+            f"name has at most {_LONGEST} letters, and neither comma nor bar; got {shown(entry)}"
+        )
+    return table
 
 
 _SECTIONS: dict[str, Any] = {"model": ModelConfig, "train": TrainConfig, "data": DataConfig, "compare": CompareConfig}
@@ -137,7 +172,11 @@ class LabConfig:
     def to_dict(self) -> dict[str, Any]:
         """Nested tables of plain values; ``from_dict`` reads them back."""
         table: dict[str, Any] = {name: dict(vars(getattr(self, name))) for name in _SECTIONS}
-        table["compare"] = {"presets": list(self.compare.presets), "overrides": Options(self.compare.overrides).plain()}
+        table["compare"] |= {
+            "contestants": [Options(entry).plain() for entry in self.compare.contestants],
+            "overrides": Options(self.compare.overrides).plain(),
+            "lr_multipliers": list(self.compare.lr_multipliers),
+        }
         if self.hyper_connection is not None:
             table["hyper_connection"] = self.hyper_connection.to_dict()
         return table
@@ -180,16 +219,18 @@ def _typed(key: str, value: Any, hint: Any) -> Any:
     """The value as the hint wants it: a number, text, None, a tuple of strings or a table."""
     if hint == Mapping[str, Any]:
         return value  # Options checks it
-    if hint == tuple[str, ...]:
-        if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):
-            raise ValueError(f"{key} must be a list of strings, got {shown(value)}")
+    if get_origin(hint) is tuple:
+        item = get_args(hint)[0]
+        kinds, words = ((int, float), "numbers") if item is float else ((str, Mapping), "names and tables")
+        good = isinstance(value, (list, tuple)) and all(isinstance(v, kinds) and not isinstance(v, bool) for v in value)
+        _require(good, f"{key} must be a list of {words}", value)
         return tuple(value)
-    kinds = get_args(hint) or (hint,)
-    if float in kinds and isinstance(value, int) and not isinstance(value, bool):
+    expected = get_args(hint) or (hint,)
+    if float in expected and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if not isinstance(value, kinds) or isinstance(value, bool):
-        names = " or ".join(kind.__name__ for kind in kinds if kind is not type(None))
-        hint = "; YAML takes 1e-3 for text, write 1.0e-3" if float in kinds and isinstance(value, str) else ""
+    if not isinstance(value, expected) or isinstance(value, bool):
+        names = " or ".join(kind.__name__ for kind in expected if kind is not type(None))
+        hint = "; YAML takes 1e-3 for text, write 1.0e-3" if float in expected and isinstance(value, str) else ""
         raise ValueError(f"{key} must be of type {names}, got {shown(value)}{hint}")
     return value
 
