@@ -57,6 +57,7 @@ types: $(READY) ## static types
 	rm -rf build
 	$(PIP) install --quiet --no-deps --no-build-isolation --no-compile --target build/types .
 	MYPYPATH=build/types $(BIN)/python -m mypy -p hyperconn
+	MYPYPATH=build/types $(BIN)/python -m mypy tests/typed_usage.py
 
 format: $(READY) ## rewrite the sources as `make lint` wants them
 	$(BIN)/ruff check --fix .

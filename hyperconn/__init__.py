@@ -11,6 +11,7 @@ from hyperconn.coefficients import Coefficients
 from hyperconn.config import HyperConnectionConfig
 from hyperconn.connection import HyperConnection
 from hyperconn.manifolds import UnknownNameError
+from hyperconn.optimizer import parameter_groups
 from hyperconn.stack import HyperConnectionStack
 from hyperconn.stream_state import DelayedStreams, Handover
 from hyperconn.streams import HyperConnectionHead, collapse_streams, expand_streams
@@ -32,5 +33,6 @@ __all__ = [
     "expand_streams",
     "gates",
     "manifolds",
+    "parameter_groups",
     "predictors",
 ]

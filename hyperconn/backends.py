@@ -23,10 +23,18 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
 
 
+def triton_missing() -> str | None:
+    """That triton is not installed, and how it gets here; None where it is."""
+    if importlib.util.find_spec("triton") is not None:
+        return None
+    return "triton is not installed (on Linux: pip install 'hyperconn[triton]')"
+
+
 def layer_obstacle(spec: LayerSpec) -> str | None:
     """Why such a layer cannot run on the Triton kernels, on any machine like this one; None if it can."""
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed"
+    missing = triton_missing()
+    if missing is not None:
+        return missing
     n = spec.layout.n
     if n > MAX_FUSED_STREAMS:
         return f"the kernels hold up to {MAX_FUSED_STREAMS} streams, the config says {n}"

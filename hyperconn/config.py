@@ -62,9 +62,10 @@ class HyperConnectionConfig:
         streams: number n of residual streams, at least 1.
         manifold: the constraint of the residual matrix H, by name or as a ``Manifold`` of n streams.
         manifold_options: options of the manifold that is named, plain data.
-        predictor: where the logits come from: ``"flat"`` predicts every coefficient from all streams at once (mHC
-            family); ``"per_stream"`` the coefficients of a stream from that stream alone (HC); ``"static"`` learns them
-            without looking; or a ``Predictor``.
+        predictor: where the logits come from: ``"width_scaled"`` predicts every coefficient from all streams at once,
+            and learns as fast at any width; ``"flat"`` is that of the mHC family, which does not; ``"per_stream"``
+            predicts the coefficients of a stream from that stream alone (HC); ``"static"`` learns them without looking;
+            or a ``Predictor``.
         predictor_options: options of the predictor that is named.
         pre_gate, post_gate: maps from logits to read and write weights, by name or as a ``Gate`` of n streams.
         pre_gate_options, post_gate_options: options of the gates that are named.
@@ -100,13 +101,13 @@ class HyperConnectionConfig:
     """
 
     streams: int = 4
-    manifold: str | Manifold = "birkhoff"
+    manifold: str | Manifold = "kronecker"
     manifold_options: Mapping[str, Any] = Options()
-    predictor: str | Predictor = "flat"
+    predictor: str | Predictor = "width_scaled"
     predictor_options: Mapping[str, Any] = Options()
-    pre_gate: str | Gate = "sigmoid"
+    pre_gate: str | Gate = "linear"
     pre_gate_options: Mapping[str, Any] = Options()
-    post_gate: str | Gate = "double_sigmoid"
+    post_gate: str | Gate = "linear"
     post_gate_options: Mapping[str, Any] = Options()
     pre_eps: float = 0.0
     post_gain: float = 1.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from hyperconn.manifolds.core.map import working_dtype
 from hyperconn.manifolds.registry.checkpoint_note import CheckpointNote
 from hyperconn.predictors import Start
 from hyperconn.spec import LayerSpec
-from hyperconn.stream_state import DelayedStreams, Entered, Handover, recomputing
+from hyperconn.stream_state import DelayedStreams, Entered, Handover, Write, recomputing
 
 
 class HyperConnection(CheckpointNote):
@@ -32,7 +32,7 @@ class HyperConnection(CheckpointNote):
         branch: the wrapped function F (attention, MLP, …) from ``[..., C]`` to ``[..., C]``; None for code that uses
             ``read`` only. If it returns a tuple, the first element is written and the rest is passed on.
         dim: channels C that the branch sees.
-        config: what kind of hyper-connection; the default constrains H to the Birkhoff polytope.
+        config: what kind of hyper-connection; by default H is doubly stochastic, a product of small factors.
         layer_index: position in the stack of sublayers; the start leans on stream ``layer_index % n``.
         device: where the parameters are made.
 
@@ -49,7 +49,7 @@ class HyperConnection(CheckpointNote):
             absent when static.
         base: ``[P_total]`` logits at zero prediction.
         scale: one factor for pre, one for post and one for each residual coordinate group (flat); ``[2]``, for pre
-            and residual, and for post (per stream); absent when static.
+            and residual, and for post (per stream); absent in the default predictor and when static.
         norm: what the norm before the prediction learns, ``norm.weight`` and ``norm.bias``, where it does.
 
     Raises:
@@ -167,10 +167,17 @@ class HyperConnection(CheckpointNote):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Start as the config says: exactly as a plain residual network, or as the published code."""
-        start = Start(start_logits(self.spec), self.config.scale_init, self.config.fn_std)
-        self.spec.predictor.reset(self._parameters_by_name(), self.spec.layout, start)
+        self.spec.predictor.reset(self.predictor_parameters(), self.spec.layout, self._start())
 
-    def _parameters_by_name(self) -> dict[str, Tensor]:
+    def learning_rates(self) -> dict[str, float]:
+        """Factors of the learning rates of the layer's own parameters, by name; see ``hyperconn.parameter_groups``."""
+        return self.spec.predictor.learning_rates(self.spec.layout, self._start())
+
+    def _start(self) -> Start:
+        return Start(start_logits(self.spec), self.config.scale_init, self.config.fn_std)
+
+    def predictor_parameters(self) -> dict[str, Tensor]:
+        """What the layer learns besides its branch, by the predictor's names."""
         found: dict[str, Tensor] = {}
         for name in self._learned:
             owner, _, own = name.rpartition(".")
@@ -192,7 +199,14 @@ class HyperConnection(CheckpointNote):
             return (write(y[0], into), *y[1:])
         return write(y, into)
 
-    def read(self, x: Tensor | DelayedStreams | Handover) -> tuple[Tensor, Callable[..., Any]]:
+    # What a layer that reads delayed makes of streams alone only its config knows: types are right for seeded ones.
+    @overload
+    def read(self, x: Tensor) -> tuple[Tensor, Write[Tensor]]: ...
+    @overload
+    def read(self, x: DelayedStreams) -> tuple[Tensor, Write[DelayedStreams]]: ...
+    @overload
+    def read(self, x: Handover) -> tuple[Tensor, Write[Any]]: ...
+    def read(self, x: Tensor | DelayedStreams | Handover) -> tuple[Tensor, Write[Any]]:
         """The branch's input, and the function that writes its output back.
 
         Args:
@@ -237,7 +251,8 @@ class HyperConnection(CheckpointNote):
             written = True
             return self._write(entered, streams, coefficients, y, into)
 
-        return u, write
+        overloaded: Any = write  # checkers take no plain function for one
+        return u, overloaded
 
     def coefficients(self, x: Tensor | DelayedStreams | Handover) -> Coefficients:
         """The coefficients that the layer predicts from ``x [..., n, C]``: ``pre``, ``post`` and ``H``.
@@ -251,7 +266,7 @@ class HyperConnection(CheckpointNote):
     def _predict(self, entered: Entered) -> Coefficients:
         x, raw = entered.projected.x, entered.projected.raw
         dtype = self._working_dtype(x) if raw is None else raw.dtype
-        parameters = {name: parameter.to(dtype) for name, parameter in self._parameters_by_name().items()}
+        parameters = {name: parameter.to(dtype) for name, parameter in self.predictor_parameters().items()}
         fused = self._fused() if entered.backend == "triton" else None
         return predict(self.spec, parameters, x if raw is not None else x.to(dtype), raw, self.post_gain, fused)
 
@@ -272,7 +287,7 @@ class HyperConnection(CheckpointNote):
 
     def _anchor(self, x: Tensor) -> Tensor:
         """A parameter, with dtype and device of all of them; the streams where a predictor has none."""
-        return next(iter(self._parameters_by_name().values()), x)
+        return next(iter(self.predictor_parameters().values()), x)
 
     def _working_dtype(self, x: Tensor) -> torch.dtype:
         """What coefficients of the streams x are computed in: float32, or float64 if either is."""
@@ -318,7 +333,7 @@ class HyperConnection(CheckpointNote):
         return streams, pre
 
     def _projection(self, x: Tensor, backend: str) -> Tensor | None:
-        parameters = self._parameters_by_name()
+        parameters = self.predictor_parameters()
         if backend == "torch":
             parameters = {name: parameter.to(x.dtype) for name, parameter in parameters.items()}
         weights = self.spec.predictor.projection(parameters, self.spec.layout)

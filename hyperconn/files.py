@@ -24,7 +24,7 @@ def read_table(path: str | Path) -> dict[str, Any]:
         FileNotFoundError: no such file.
         ValueError: another suffix, a file of more than ``MAX_BYTES``, one that does not parse, holds no table, or one
             that is nested too deep; the message names the file.
-        ModuleNotFoundError: the parser is not installed; the message says what to install.
+        ModuleNotFoundError: PyYAML is not installed; the message says how to install it.
     """
     path = Path(path)
     try:
@@ -75,10 +75,7 @@ def _parse_toml(text: str) -> Any:
     if sys.version_info >= (3, 11):
         import tomllib
     else:
-        try:
-            import tomli as tomllib
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError("reading TOML on Python 3.10 needs: pip install 'hyperconn[cli]'") from error
+        import tomli as tomllib
     return tomllib.loads(text)
 
 
@@ -86,7 +83,7 @@ def _parse_yaml(text: str) -> Any:
     try:
         import yaml
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("reading YAML needs: pip install 'hyperconn[cli]'") from error
+        raise ModuleNotFoundError("reading YAML needs PyYAML: pip install 'hyperconn[yaml]'") from error
 
     class PlainLoader(yaml.SafeLoader):
         """No aliases, which make tables that grow exponentially, and no tags, with which constructors fail oddly."""

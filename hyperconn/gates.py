@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from hyperconn.manifolds.core.map import Map
+from hyperconn.manifolds.core.map import Map, attribute
 from hyperconn.manifolds.registry import Registry
 
 # Share of the preferred stream at the start: enough to break the symmetry of the streams, little enough to leave the
@@ -39,12 +39,12 @@ class Gate(Map):
     reads: ClassVar[bool] = True
     writes: ClassVar[bool] = True
 
-    @property
+    @attribute
     def num_coordinates(self) -> int:
         """P, the number of logits; n, one a stream."""
         return self.n
 
-    @property
+    @attribute
     def value_shape(self) -> tuple[int, ...]:
         """Shape of the weights, ``(n,)``. A gate with any other brings ``read`` and runs on torch."""
         return (self.n,)

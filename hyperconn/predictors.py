@@ -16,13 +16,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from hyperconn.kernels.passes.normalisation import inverse_rms
-from hyperconn.manifolds.core.map import ClassName
-from hyperconn.manifolds.core.options import require_bool, require_choice
+from hyperconn.manifolds.core.map import ClassName, attribute
+from hyperconn.manifolds.core.options import require_bool, require_choice, require_number
 from hyperconn.manifolds.core.plain_data import chosen_options
 from hyperconn.manifolds.registry import Registry
 
 Parameters = Mapping[str, Tensor]
 Affine = Literal["none", "weight", "affine"]
+
+# How many times its learning rate Adam may move a logit in a step, but for the mean of the normed numbers, 0.8.
+_RATE = 10.0
+_LARGEST_RATE = 1e6  # leaves float32 room to multiply
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,14 @@ class Predictor(ABC):
         """``W [K, n·C]``, which the streams are multiplied with in the pass over them; None for no such product."""
         return None
 
-    @property
+    def learning_rates(self, layout: Layout, start: Start) -> dict[str, float]:
+        """Factors of the learning rates, by name, with which Adam moves logits as in ``WidthScaled``; 1 if absent.
+
+        ``hyperconn.parameter_groups`` asks for them.
+        """
+        return {}
+
+    @attribute
     def fuses(self) -> bool:
         """Whether the logits are ``scale · z + base``, z the normalised projection: what the fused kernels compute."""
         return False
@@ -160,6 +171,15 @@ def _require_norm(predictor: Any) -> None:
     require_choice(predictor, "norm_weight", ("none", "weight", "affine"))
     if predictor.norm == "rms" and predictor.norm_weight == "affine":
         raise ValueError(f"{type(predictor).__name__}: norm_weight='affine' goes with norm='layer'; use 'weight'")
+
+
+def slowed(width: float, scale: float) -> dict[str, float]:
+    """``Predictor.learning_rates`` of ``scale · (fn · x)``, x of that many normed numbers.
+
+    A step that is small next to ``scale`` leaves it what it is, so that ``fn`` alone decides how fast the logits move.
+    """
+    scale = scale or 0.01  # from a scale of zero nothing else could be learned
+    return {"fn": _RATE / (width * scale), "scale": scale}
 
 
 @dataclass(frozen=True)
@@ -230,6 +250,12 @@ class Flat(_BuiltIn):
         base, scale = self.affine(z, parameters, layout)
         return _scaled(z.split(layout.sizes, -1), scale.unbind(), base.split(layout.sizes))
 
+    def learning_rates(self, layout: Layout, start: Start) -> dict[str, float]:
+        rates = slowed(layout.width, start.scale if self.scale else 1.0)
+        if start.fn_std > 0:  # then all entries of the norm move a logit from the first step on
+            rates |= dict.fromkeys(("norm.weight", "norm.bias"), rates["fn"] / start.fn_std)
+        return rates
+
     @property
     def fuses(self) -> bool:
         return self.norm == "rms"
@@ -249,6 +275,48 @@ class Flat(_BuiltIn):
             cls(bias=False),
             cls(scale=False),
         )
+
+
+@register("width_scaled")
+@dataclass(frozen=True)
+class WidthScaled(Flat):
+    """``Flat``, over the number of what predicts: ``rate / (n·C) · (N(vec x) · fnᵀ) + base``.
+
+    A step of Adam moves every entry of ``fn`` by about the learning rate. Here that moves a logit by about
+    ``0.8 · rate`` learning rates, at any width. In ``Flat`` it grows with the width, and with ``scale``, which Adam
+    multiplies within a few steps. There is no ``scale`` here: how strong the prediction is, ``fn`` says.
+
+    Parameters: ``fn [P_total, n·C]`` and ``base [P_total]``; with the options of ``Flat`` also ``scale``,
+    ``norm.weight`` and ``norm.bias``.
+
+    Options: those of ``Flat``, and
+        rate: the factor, above 0. Which one trains best is measured by ``benchmarks/recipe.py``.
+
+    Source: the idea that learning rates of matrices go with 1 / width is µP's, arXiv 2203.03466.
+    """
+
+    scale: bool = False
+    rate: float = _RATE
+
+    name = "width_scaled"
+    source = "arXiv 2203.03466"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_number(self, "rate", positive=True)
+        if self.rate > _LARGEST_RATE:
+            raise ValueError(f"WidthScaled: rate must be at most {_LARGEST_RATE:g}, got {self.rate!r}")
+
+    def affine(self, raw: Tensor, parameters: Parameters, layout: Layout) -> tuple[Tensor, Tensor]:
+        base, scale = super().affine(raw, parameters, layout)
+        return base, scale * (self.rate / layout.width)
+
+    def learning_rates(self, layout: Layout, start: Start) -> dict[str, float]:
+        return slowed(_RATE, start.scale) if self.scale else {}
+
+    @classmethod
+    def examples(cls) -> tuple[WidthScaled, ...]:
+        return cls(), cls(rate=300.0, scale=True), cls(norm="layer", norm_weight="affine", bias=False, rate=0.5)
 
 
 @register("per_stream")
@@ -288,6 +356,9 @@ class PerStream(_BuiltIn):
             )
         shapes = {"fn": (layout.total // layout.n, layout.channels), "base": (layout.total,), "scale": (2,)}
         return shapes | _norm_parameters(self.norm_weight, layout.channels)
+
+    def learning_rates(self, layout: Layout, start: Start) -> dict[str, float]:
+        return slowed(layout.channels, start.scale)
 
     def logits(self, x: Tensor, raw: Tensor | None, parameters: Parameters, layout: Layout) -> Tensor:
         rows = normalised(x, self.norm, parameters, layout) @ parameters["fn"].mT  # [T, n, P_total / n]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, overload
 
 from torch import Tensor, nn
 
@@ -51,6 +51,20 @@ class HyperConnectionStack(nn.ModuleList):
                 )
         assert not isinstance(handed, Handover)
         return handed
+
+    if TYPE_CHECKING:  # torch says that modules hold modules and return anything
+
+        @overload
+        def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor: ...
+        @overload
+        def __call__(self, x: DelayedStreams, *args: Any, **kwargs: Any) -> DelayedStreams: ...
+        def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any: ...
+        def __iter__(self) -> Iterator[HyperConnection]: ...
+        @overload
+        def __getitem__(self, idx: slice) -> HyperConnectionStack: ...
+        @overload
+        def __getitem__(self, idx: int) -> HyperConnection: ...
+        def __getitem__(self, idx: int | slice) -> HyperConnection | HyperConnectionStack: ...
 
 
 def _checked(modules: Iterable[nn.Module]) -> list[HyperConnection]:

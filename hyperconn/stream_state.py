@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -89,3 +89,15 @@ class Handover:
     @property
     def streams(self) -> Tensor:
         return self.entered.batched(self.entered.projected.x).to(self.entered.dtype)
+
+
+Written = TypeVar("Written", covariant=True)
+
+
+class Write(Protocol[Written]):
+    """What ``HyperConnection.read`` returns beside the branch's input: writes the branch's output, once."""
+
+    @overload
+    def __call__(self, y: Tensor, into: None = None) -> Written: ...
+    @overload
+    def __call__(self, y: Tensor, into: nn.Module) -> Handover: ...

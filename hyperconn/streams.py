@@ -15,6 +15,9 @@ from hyperconn.kernels.autocast import without_autocast
 from hyperconn.kernels.passes.normalisation import inverse_rms
 from hyperconn.manifolds.core.errors import unknown_name
 from hyperconn.manifolds.core.map import ClassName
+from hyperconn.predictors import slowed
+
+_HEAD_SCALE = 0.01  # where the factor of a learned head's prediction starts
 
 
 @dataclass(frozen=True)
@@ -266,10 +269,14 @@ class HyperConnectionHead(nn.Module):
     def reset_parameters(self) -> None:
         """Weights 1/n for every token."""
         self.hc_fn.zero_()
-        self.hc_scale.fill_(0.01)
+        self.hc_scale.fill_(_HEAD_SCALE)
         with torch.device("cpu"):  # while the model may be built on a device without numbers
             start = self.gate.write_start(1 / self.streams)
         self.hc_base.copy_(start)
+
+    def learning_rates(self) -> dict[str, float]:
+        """Factors of the learning rates of the parameters, by name; see ``hyperconn.parameter_groups``."""
+        return {f"hc_{name}": rate for name, rate in slowed(self.streams * self.dim, _HEAD_SCALE).items()}
 
     def forward(self, x: Tensor) -> Tensor:
         if not x.is_floating_point():

@@ -1,7 +1,8 @@
-"""Where the sources lie, under which names they are imported, and a wheel of them."""
+"""Where the sources lie, under which names they are imported, a wheel of them, and environments to try it in."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -55,3 +56,34 @@ def build_wheel(project: Path, copy: Path) -> Path:
     subprocess.run([sys.executable, "-c", backend], cwd=copy, check=True, stdout=subprocess.DEVNULL)
     (wheel,) = (copy / "wheel").glob("*.whl")
     return wheel
+
+
+def make_environment(folder: Path, *what: str | Path) -> Path:
+    """A virtual environment with what pip is told to install; returns its folder of commands.
+
+    What that depends on is the running environment's, whose folders of packages come last on the path. Paths that are
+    named in files there are not followed, so an editable hyperconn does not leak in.
+    """
+    call(sys.executable, "-m", "venv", "--without-pip", "venv", cwd=folder)
+    commands = folder / "venv" / "bin"
+    (installed,) = (folder / "venv").glob("lib/python*/site-packages")
+    others = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
+    (installed / "others.pth").write_text("\n".join(others), encoding="utf-8")
+    # Among the other packages pip would find a hyperconn.
+    pip(commands, "install", "--ignore-installed", "--no-deps", "--no-index", "--no-build-isolation", *what)
+    return commands
+
+
+def pip(commands: Path, command: str, *arguments: str | Path) -> None:
+    """The running environment's pip at work on another one."""
+    call(sys.executable, "-m", "pip", "--quiet", "--python", commands / "python", command, *arguments)
+
+
+def call(*command: str | Path, cwd: Path | None = None) -> str:
+    """Run a command that has to end well; returns what it printed, as words."""
+    ours = ("PYTHON", "HYPERCONN", "TRITON")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    clean |= {"OMP_NUM_THREADS": "1", "COLUMNS": "200", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    done = subprocess.run([*map(str, command)], cwd=cwd, env=clean, capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 0, f"{command}: status {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return " ".join(f"{done.stdout}\n{done.stderr}".split())

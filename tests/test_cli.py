@@ -90,7 +90,24 @@ def test_doctor() -> None:
     assert result.exit_code == 0
     shown = words(result)
     assert f"torch {torch.__version__}" in shown and f"hyperconn {hyperconn.__version__}" in shown
-    assert "geotorch" in shown and "cpu" in shown and "the triton backend: " in shown
+    assert "geotorch" in shown and "cpu" in shown and "the triton backend: runs on c" in shown
+
+
+def test_doctor_believes_no_kernel_that_it_has_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    probe = "hyperconn.cli.doctor._PROBE"
+    monkeypatch.setattr(probe, "import sys\nprint('long ago', file=sys.stderr)\nraise OSError('no {device}')")
+    assert "the triton backend: BROKEN here, a small layer failed: OSError: no c" in words(run("doctor"))
+    monkeypatch.setattr(probe, "import os; os._exit(11)")
+    assert "a small layer failed: the process ended with status 11; use backend='torch'" in words(run("doctor"))
+
+
+def test_list_doctor_and_show_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton", None)
+    advice = "triton is not installed (on Linux: pip install 'hyperconn[triton]')"
+    assert f"the triton backend: {advice}" in words(run("doctor")) and "takes torch on" in words(run("doctor"))
+    listed = words(run("list"))
+    assert f"takes triton; {advice}" in listed and re.search(r"\bkronecker 4 6 yes \?", listed), listed
+    assert run("show", "kronecker").exit_code == run("show", "sigmoid").exit_code == 0
 
 
 def test_version_help_and_typing_errors() -> None:
@@ -115,6 +132,7 @@ def test_list_and_doctor_name_what_is_wrong_with_plugins(zoo: None, monkeypatch:
     assert "rough is broken: rough of extra 1.0: IndexError: list index out of range" in shown
     assert "twice is broken: the manifold 'twice' is provided by extra 1.0 and other 2.0" in shown
 
+    monkeypatch.setattr("hyperconn.cli.doctor.triton_missing", lambda: "not asked")  # which takes seconds to answer
     shown = words(run("doctor"))
     assert "HYPERCONN_PLUGINS is not set" in shown and "SystemExit: I am off" in shown
     for line in ("tilt extra 1.0 extra_tilt:Odd used", "twice other 2.0 other_twice:Twice broken: the manifold"):
@@ -161,7 +179,7 @@ def test_missing_extras_say_what_to_install(
         cli.main()
     assert caught.value.code == 2
     assert capsys.readouterr().err == "hyperconn: the command line needs typer and rich: pip install 'hyperconn[cli]'\n"
-    assert "pip install 'hyperconn[test]'" in refused("verify", "stiefel")
+    assert "pip install 'hyperconn[cli]'" in refused("verify", "stiefel")
     assert "pip install 'hyperconn[cli]'" in refused("compare", write_config(tmp_path))
 
 
@@ -201,7 +219,7 @@ def test_the_backend_that_runs_is_named() -> None:
 
 def test_a_step_is_a_forward_and_backward_of_everything() -> None:
     torch.manual_seed(0)
-    layer = HyperConnection(nn.RMSNorm(8), 8, HyperConnectionConfig(fn_std=0.1))
+    layer = HyperConnection(nn.RMSNorm(8), 8, HyperConnectionConfig(predictor="flat", fn_std=0.1))
     x, seen = torch.randn(3, 4, 8), {}
     parameters = dict(layer.named_parameters())
     for name, tensor in (*parameters.items(), ("x", x.requires_grad_())):

@@ -175,7 +175,7 @@ def test_objects_of_registered_classes_are_their_names() -> None:
     for field, part in (
         ("manifold", manifolds.Birkhoff(n=4, finish="round")),
         ("pre_gate", gates.Softmax(n=4)),
-        ("post_gate", gates.Linear(n=4)),
+        ("post_gate", gates.DoubleSigmoid(n=4)),
         ("predictor", predictors.Flat(norm_weight="weight")),
     ):
         options = {f"{field}_options": part.chosen_options()} if part.chosen_options() else {}
@@ -200,7 +200,7 @@ def test_objects_have_to_fit() -> None:
         ("predictor", predictors.Flat().logits),
     ):
         odd = type("Odd", (type(run.__self__),), {run.__name__: lambda _, *given, run=run: run(*given)[..., :1]})
-        with pytest.raises(ValueError, match=r"Odd\(.* has to return .*4\], it returned \[.*1\]"):
+        with pytest.raises(ValueError, match=r"Odd\(.* has to return .*[42]\], it returned \[.*1\]"):
             HyperConnection(None, 8, HyperConnectionConfig(**{field: odd(**vars(run.__self__))})).read(torch.ones(4, 8))
 
 
@@ -260,13 +260,16 @@ def test_unknown_names_come_with_the_nearest(table: dict[str, Any], bad: str, ne
         ({"post_gain": 0.0}, r"post_gain must be above 0"),
         ({"expand": "fractions"}, r"expand='fractions' with collapse='mean'.*'concat'"),
         ({"collapse": "concat"}, r"expand='copies' with collapse='concat'.*'mean'"),
-        ({"expand": "fractions", "collapse": "concat"}, r"n×n matrix of weights.*pre_gate='matrix'.*'sigmoid'"),
+        ({"expand": "fractions", "collapse": "concat"}, r"n×n matrix of weights.*pre_gate='matrix'.*'linear'"),
         ({"preset": "fc", "read": "delayed"}, r"read='delayed' hands on one weight a stream.*Matrix"),
         ({"collapse": "pre"}, r"collapse='pre' needs the weights that read='delayed'"),
         ({"predictor": "per_stream", "manifold": "stiefel"}, r"per_stream.*6\].*4 streams.*flat"),
         ({"pre_gate": "column_softmax"}, r"'column_softmax'.*Known: .*sigmoid"),
         ({"post_gate": "softmax"}, r"'softmax'.*Did you mean.*'column_softmax'"),
-        ({"predictor_options": {"norm_weight": "affine"}}, r"^Flat: norm_weight='affine' goes with norm='layer'"),
+        (
+            {"predictor_options": {"norm_weight": "affine"}},
+            r"^WidthScaled: norm_weight='affine' goes with",
+        ),
     ],
     ids=str,
 )
@@ -283,26 +286,32 @@ OPTIONS = "options are a table of names and values, got "
     ("table", "message"),
     [
         *(({"streams": value}, rf"^{OWN}streams must .*, got {value!r}$") for value in (4.0, "4", True, None)),
-        ({"streams": 100_000}, r"^Birkhoff: n must be at least 1 and at most 1024, got 100000"),
+        ({"streams": 100_000}, r"^Kronecker: n must be at least 1 and at most 1024, got 100000"),
         *(
             ({name: value}, rf"^{OWN}{name} is a name, one of .*, or a \w+ object, got {value!r}$")
             for name in PARTS
             for value in (3, None)
         ),
         ({"manifold_options": ["finish"]}, rf"{OPTIONS}\['finish'\]$"),
-        ({"manifold_options": {"iteration": 3}}, r"'birkhoff' has no option 'iteration'; its options are: iterations,"),
+        (
+            {"manifold": "birkhoff", "manifold_options": {"iteration": 3}},
+            r"has no option 'iteration'; its options are: iterations,",
+        ),
         ({"manifold_options": {"n": 4}}, rf"^{OWN}manifold_options holds n, .*; pass streams=4 instead$"),
         ({"manifold_options": {"finish": {1}}}, r"option 'finish' holds \{1\}; .*plain data"),
         ({"manifold_options": {3: 4}}, r"option names are strings, got 3$"),
-        ({"manifold_options": {"eps": "1e-6"}}, r"^Birkhoff: eps must be a number, got '1e-6'; YAML .* write 1.0e-6$"),
+        (
+            {"manifold": "birkhoff", "manifold_options": {"eps": "1e-6"}},
+            r"^Birkhoff: eps must be a number, got '1e-6'; YAML .* write 1.0e-6$",
+        ),
         ({"norm_eps": "1e-6"}, rf"^{OWN}norm_eps must be a number, got '1e-6'; YAML .* write 1.0e-6$"),
         *(({name: True}, rf"^{OWN}{name} must be a number, got True$") for name in NUMBERS),
         *(({name: None}, rf"^{OWN}{name} must be a number, got None$") for name in NUMBERS),
         *(({f"{name}_options": 3}, rf"{OPTIONS}3$") for name in PARTS),
         ({"pre_gate_options": {"n": 4}}, rf"^{OWN}pre_gate_options holds n, .*; pass streams=4 instead$"),
-        ({"pre_gate_options": {"eps": 1.0}}, r"gate 'sigmoid' has no option 'eps'; its options are: none"),
-        ({"predictor_options": {"bias": 1}}, r"^Flat: bias must be true or false, got 1$"),
-        ({"predictor_options": {"norm": "batch"}}, r"^Flat: norm must be one of 'rms', 'layer', got 'batch'$"),
+        ({"pre_gate_options": {"eps": 1.0}}, r"gate 'linear' has no option 'eps'; its options are: none"),
+        ({"predictor_options": {"bias": 1}}, r"^WidthScaled: bias must be true or false, got 1$"),
+        ({"predictor_options": {"norm": "batch"}}, r"^WidthScaled: norm must be one of 'rms', 'layer', got 'batch'$"),
         *(({name: 3}, rf"^unknown {name} of a HyperConnectionConfig 3\. Known: ") for name in CHOICES),
         *(({name: None}, rf"^unknown {name} of a HyperConnectionConfig None\. Known: ") for name in CHOICES),
         ({"pre_gate": ["sigmoid"]}, rf"^{OWN}pre_gate is a name, one of .*, or a Gate object, got \['sigmoid'\]$"),

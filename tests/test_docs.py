@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import re
 import runpy
+import shutil
 import sys
+import textwrap
 import types
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -17,7 +19,7 @@ import torch
 from cli_cases import run
 from hyperconn import HyperConnectionConfig, gates, manifolds, predictors
 from hyperconn.testing.certificate import BEGIN
-from source_tree import ROOT
+from source_tree import ROOT, call, make_environment
 
 DOCS = ROOT / "docs"
 PAGES = [ROOT / f"{name}.md" for name in ("README", "CHANGELOG", "CONTRIBUTING")] + sorted(DOCS.rglob("*.md"))
@@ -55,8 +57,8 @@ def run_blocks(path: Path) -> int:
 
 
 @pytest.fixture
-def own_names(own_names: None) -> None:
-    if "circulant" in manifolds.available():
+def own_names(own_names: None, request: pytest.FixtureRequest) -> None:
+    if "circulant" in manifolds.available() and "manifolds/circulant" not in request.node.name:
         manifolds.unregister("circulant")  # somebody has followed the guide
 
 
@@ -128,6 +130,57 @@ def test_the_guide_can_be_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sys, "path", list(sys.path))
     verified = run(*command.split(), "--n", "2", "--examples", "1")
     assert verified.exit_code == 0 and "membership" in verified.stdout, verified.output
+
+
+NEW_PAGE = """# `circulant`
+
+Mixtures of the cyclic shifts of the streams.
+
+```python
+from hyperconn import manifolds
+
+m = manifolds.make("circulant", n=4)
+assert m.num_coordinates == 4
+```
+"""
+
+
+@pytest.mark.exhaustive
+def test_a_manifold_takes_three_files_and_nothing_else(tmp_path: Path) -> None:
+    """The guide, played in a copy of the tree: the command of its last step, then the tests that look at all parts."""
+    guide = text_of("add-a-manifold")
+    source = python_blocks(guide)[0][1]
+    imports = textwrap.dedent(re.findall(r"^ *```py\n(.*?)^ *```", guide, flags=re.MULTILINE | re.DOTALL)[0])
+    (command,) = re.findall(r"`hyperconn (verify circulant\s+--pages docs/manifolds)`", guide)
+    tree = tmp_path / "tree"
+    generated = shutil.ignore_patterns("__pycache__", "build", "*.egg-info", ".*", "runs", "dist", "site")
+    shutil.copytree(ROOT, tree, ignore=generated)
+
+    theirs = "from hyperconn.manifolds import Manifold, invariants, register\n"
+    assert theirs in source
+    (tree / "manifolds" / "circulant.py").write_text(
+        f'"""Circulant matrices."""\n\n{source.replace(theirs, imports)}', encoding="utf-8"
+    )
+    init = tree / "manifolds" / "__init__.py"
+    text = init.read_text(encoding="utf-8")
+    first, name = "from hyperconn.manifolds.core import invariants\n", '    "Birkhoff",\n'
+    assert text.count(first) == text.count(name) == 1
+    text = text.replace(first, f"from hyperconn.manifolds.circulant import Circulant\n{first}")
+    init.write_text(text.replace(name, f'{name}    "Circulant",\n'), encoding="utf-8")
+    (tree / "docs" / "manifolds" / "circulant.md").write_text(NEW_PAGE, encoding="utf-8")
+
+    commands = make_environment(tmp_path, "--editable", tree)
+    call(commands / "python", "-m", "hyperconn", *command.split(), "--examples", "20", cwd=tree)
+    files, chosen = (
+        ["tests/test_docs.py", "tests/test_packaging.py"],
+        "circulant or documented or missing or import or circle",
+    )
+    passed = call(
+        commands / "python", "-m", "pytest", "-q", "-n", "0", *files, "-k", f"{chosen} or names or wheel", cwd=tree
+    )
+    assert int(re.search(r"\b(\d+) passed", passed)[1]) > 12 and "failed" not in passed, passed
+    call(commands / "python", "-m", "ruff", "check", "manifolds", cwd=tree)
+    call(commands / "python", "-m", "ruff", "format", "--check", "manifolds", cwd=tree)
 
 
 @pytest.mark.parametrize("name", BUILT_IN)

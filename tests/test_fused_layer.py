@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import importlib.util
 import os
 import subprocess
 import sys
@@ -21,7 +20,8 @@ from healthy_manifold import HEALTHY
 from hyperconn import BackendUnavailableError, HyperConnection, HyperConnectionConfig
 from hyperconn.backends import tensor_obstacle
 from hyperconn.kernels.poison import poisoned_memory
-from hyperconn.manifolds import available
+from hyperconn.manifolds import Stiefel, available
+from hyperconn.testing import kernel_laws
 from layer_cases import DIM, PRESETS, make_block
 from source_tree import ROOT
 
@@ -258,11 +258,14 @@ def test_configs_that_have_no_kernels(options: dict[str, Any], reason: str) -> N
 def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     config = HyperConnectionConfig(4, backend="triton")
     block = HyperConnection(None, dim=DIM, config=config)
-    find = importlib.util.find_spec
-    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None if name == "triton" else find(name, *rest))
+    monkeypatch.setitem(sys.modules, "triton", None)
     for call in (lambda: HyperConnection(None, dim=DIM, config=config), lambda: block.read(torch.zeros(2, 4, DIM))):
-        with pytest.raises(BackendUnavailableError, match=r"triton is not installed; use backend='auto' or 'torch'"):
+        with pytest.raises(
+            BackendUnavailableError, match=r"pip install 'hyperconn\[triton\]'\); use backend='auto' or"
+        ):
             call()
+    with pytest.raises(BackendUnavailableError, match=r"device pairs .* pip install 'hyperconn\[triton\]'"):
+        kernel_laws(Stiefel)
     auto = HyperConnection(None, dim=DIM, config=HyperConnectionConfig(4))
     assert auto.read(torch.zeros(2, 4, DIM))[0].shape == (2, DIM)
 

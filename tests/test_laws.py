@@ -165,7 +165,7 @@ def test_hypothesis_is_needed_by_the_laws_alone() -> None:
     code = "import sys, hyperconn; print('hypothesis' in sys.modules); sys.modules['hypothesis'] = None"
     done = subprocess.run([sys.executable, "-c", f"{code}; import hyperconn.testing"], capture_output=True, text=True)
     assert done.stdout.split() == ["False"]
-    assert done.returncode != 0 and "pip install 'hyperconn[test]'" in done.stderr
+    assert done.returncode != 0 and "pip install 'hyperconn[cli]'" in done.stderr
 
 
 def test_laws_that_do_not_apply_are_refused() -> None:

@@ -185,7 +185,7 @@ def test_checkpoint_of_another_manifold_is_refused(nested: bool, strict: bool) -
 @pytest.mark.parametrize(
     ("override", "named"),
     [
-        ({"manifold_options": {"first_axis": "rows"}}, "rows"),
+        ({"predictor_options": {"rate": 3.0}}, r"rate.*3\.0"),
         ({"orientation": "transposed"}, "transposed"),
         ({"pre_gate": "double_sigmoid"}, "double_sigmoid"),
         ({"pre_eps": 1e-6}, "1e-06"),

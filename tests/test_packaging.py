@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from graphlib import CycleError, TopologicalSorter
 from importlib import metadata
 from pathlib import Path
@@ -21,7 +24,17 @@ from source_tree import ALL_SOURCES, PACKAGES, ROOT, build_wheel, module_name, p
 
 MAX_LINES = 400
 PYPROJECT = pyproject(ROOT)
-OPTIONAL = ("hypothesis", "typer", "rich", "matplotlib", "yaml", "pytest")
+IMPORT_NAMES = {"pyyaml": "yaml", "scikit-learn": "sklearn"}  # distributions that import under another name
+
+
+def named(entries: Iterable[str]) -> set[str]:
+    """What the requirements of a list are imported as."""
+    names = {Requirement(entry).name.lower() for entry in entries} - {"hyperconn"}
+    return {IMPORT_NAMES.get(name, name) for name in names}
+
+
+CORE = named(PYPROJECT["project"]["dependencies"])
+OPTIONAL = {extra: named(entries) - CORE for extra, entries in PYPROJECT["project"]["optional-dependencies"].items()}
 
 # folder -> (our packages that it may import, other packages that it may import; None: whatever pyproject declares)
 ALLOWED = {
@@ -33,18 +46,16 @@ ALLOWED = {
 HOMES = {
     "hypothesis": ("hyperconn.testing",),
     "matplotlib": ("hyperconn.cli", "hyperconn.lab"),
+    "numpy": ("hyperconn.testing",),
     "pytest": ("hyperconn.testing",),
     "rich": ("hyperconn.cli", "hyperconn.lab", "hyperconn.testing"),
+    "triton": ("hyperconn.kernels.fused", "hyperconn.testing.kernel_checks"),
     "typer": ("hyperconn.cli", "hyperconn.testing"),
+    "yaml": ("hyperconn.files",),
 }
 # The standard library of the newest Python that we import from, whichever runs the tests.
 STANDARD_LIBRARY = sys.stdlib_module_names | {"tomllib"}
-IMPORT_NAMES = {"pyyaml": "yaml"}  # distributions that import under another name
-DECLARED = {
-    IMPORT_NAMES.get(name, name)
-    for entry in (*PYPROJECT["project"]["dependencies"], *PYPROJECT["project"]["optional-dependencies"]["cli"])
-    for name in [Requirement(entry).name.lower()]
-} | {"hypothesis", "pytest"}
+DECLARED = CORE | OPTIONAL["cli"] | OPTIONAL["yaml"] | {"pytest", "triton"}
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
@@ -88,7 +99,7 @@ def test_imports_point_down() -> None:
 @pytest.mark.parametrize(
     ("folder", "source", "bad"),
     [
-        ("kernels", "import math, torch, triton.language", []),
+        ("kernels", "import math, torch, triton.language", ["triton.language"]),  # but in fused/
         ("kernels", "from hyperconn.kernels.maps.sinkhorn import sinkhorn", []),
         ("kernels", "from hyperconn.manifolds import Manifold", ["hyperconn.manifolds.Manifold"]),
         ("kernels", "def f():\n    import geotorch", ["geotorch"]),
@@ -96,9 +107,10 @@ def test_imports_point_down() -> None:
         ("manifolds", "import hyperconn", ["hyperconn"]),
         ("manifolds", "import numpy", ["numpy"]),
         ("manifolds", "from .base import Manifold", [".base.Manifold"]),
-        ("hyperconn", "from hyperconn.manifolds import make\nimport numpy, yaml", []),
+        ("hyperconn", "from hyperconn.manifolds import make\nimport tomli, torch", []),
         ("hyperconn", "import pandas", ["pandas"]),
-        ("hyperconn", "import hypothesis", ["hypothesis"]),
+        ("hyperconn", "import hypothesis, numpy, yaml", ["hypothesis", "numpy", "yaml"]),
+        ("hyperconn", "import triton", ["triton"]),
     ],
 )
 def test_the_import_rule_can_fail(folder: str, source: str, bad: list[str]) -> None:
@@ -152,11 +164,57 @@ def test_files_have_names_of_their_own() -> None:
     assert [name for (name, _), count in found.items() if count > 1 and not name.startswith("__")] == []
 
 
-def test_import_needs_no_extra() -> None:
-    """`import hyperconn` loads nothing of the extras, so the core dependencies are enough."""
-    listing = f"import sys, hyperconn; print(*[name for name in {OPTIONAL} if name in sys.modules])"
-    loaded = subprocess.run([sys.executable, "-c", listing], capture_output=True, text=True, check=True)
-    assert loaded.stdout.split() == []
+def without(blocked: Iterable[str], code: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a process that cannot import some packages."""
+    block = f"import sys\nsys.modules.update(dict.fromkeys({sorted(blocked)!r}))\n"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "0"}
+    return subprocess.run([sys.executable, "-c", block + code], capture_output=True, text=True, env=environment)
+
+
+def test_the_core_needs_no_extra() -> None:
+    """With the core dependencies alone README's example runs, and what is missing is named with its extra."""
+    (example,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    code = """
+for name in hyperconn.manifolds.available():
+    config = HyperConnectionConfig(streams=4, manifold=name)
+    HyperConnection(nn.Linear(8, 8), 8, config)(torch.randn(2, 4, 8)).sum().backward()
+import importlib, pathlib, tempfile
+file = pathlib.Path(tempfile.mkdtemp()) / "config.yaml"
+file.write_text("streams: 2")
+for call in (
+    lambda: HyperConnection(None, 8, HyperConnectionConfig(backend="triton")),
+    lambda: HyperConnectionConfig.from_file(file),
+    lambda: importlib.import_module("hyperconn.testing"),
+):
+    try:
+        call()
+    except (ModuleNotFoundError, hyperconn.BackendUnavailableError) as error:
+        print(error)
+del sys.modules["yaml"]
+print(HyperConnectionConfig.from_file(file))
+importlib.import_module("hyperconn.cli").main()
+"""
+    optional = set[str]().union(*OPTIONAL.values())
+    assert {"numpy", "triton", "yaml", "matplotlib", "geotorch", "typer", "hypothesis"} <= optional
+    done = without(optional - {"setuptools"}, f"{example}\nimport hyperconn\n{code}")  # torch needs setuptools
+    said = [re.findall(r"pip install '(.*?)'", line) for line in (done.stdout + done.stderr).splitlines()]
+    assert [names for names in said if names] == [[f"hyperconn[{extra}]"] for extra in ("triton", "yaml", "cli", "cli")]
+    assert done.returncode == 2 and "streams=2" in done.stdout, done.stderr
+
+
+def test_verify_needs_nothing_beyond_its_extra() -> None:
+    other = set[str]().union(*OPTIONAL.values()) - {"setuptools"}
+    verify = "sys.argv[1:] = ['verify', 'static', '--examples', '1']\nfrom hyperconn.cli import main\nmain()"
+    done = without(other - OPTIONAL["cli"] - OPTIONAL["yaml"], verify)
+    assert done.returncode == 0 and "checks hold" in done.stdout, done.stderr
+
+
+def test_triton_is_bounded_and_no_dependency() -> None:
+    """A torch for GPUs brings its own, and every release of triton may break what the last one ran."""
+    assert sorted(CORE) == ["tomli", "torch"]
+    everything = [entry for entries in PYPROJECT["project"]["optional-dependencies"].values() for entry in entries]
+    (found,) = [entry.specifier for entry in map(Requirement, everything) if entry.name == "triton"]
+    assert [found.contains(version) for version in ("3.6.0", "3.7.1", "3.8.0", "3.9.0")] == [False, True, True, False]
 
 
 def test_files_are_short() -> None:
@@ -202,6 +260,24 @@ def test_wheel_metadata(wheel: Path) -> None:
     assert "Apache License" in (info / "licenses" / "LICENSE").read_text(encoding="utf-8")
 
 
+def test_the_sdist_can_be_tested(tmp_path: Path) -> None:
+    """It holds every file that the tests read: without MANIFEST.in setuptools takes the tests without their helpers."""
+    generated = shutil.ignore_patterns("__pycache__", "build", "*.egg-info", ".*")
+    for folder in (*PACKAGES, "tests", "docs", "benchmarks"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=generated)
+    for file in ROOT.iterdir():
+        if file.is_file() and not file.name.startswith("."):
+            shutil.copy(file, tmp_path)
+    expected = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    backend = "from setuptools import build_meta; print(build_meta.build_sdist('dist'))"
+    subprocess.run([sys.executable, "-c", backend], cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
+    (sdist,) = (tmp_path / "dist").glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        shipped = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"tests/conftest.py", "Makefile", "docs/images/gain.png", "docs/plugin-example/pyproject.toml"} <= expected
+    assert sorted(expected - shipped) == [], "name what is missing in MANIFEST.in"
+
+
 def test_version_is_stated_once() -> None:
     assert hyperconn.__version__ == PYPROJECT["project"]["version"] == metadata.version("hyperconn")
     assert f"## [{hyperconn.__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
@@ -218,11 +294,10 @@ def test_every_dependency_is_pinned() -> None:
 
     project = PYPROJECT["project"]
     extras = [entry for entries in project["optional-dependencies"].values() for entry in entries]
-    named = [
-        Requirement(entry) for entry in (*project["dependencies"], *extras, *PYPROJECT["build-system"]["requires"])
-    ]
-    assert len(named) > 10
-    for requirement in named:
+    entries = (*project["dependencies"], *extras, *PYPROJECT["build-system"]["requires"])
+    requirements = [Requirement(entry) for entry in entries]
+    assert len(requirements) > 10
+    for requirement in requirements:
         if requirement.name != "hyperconn":
             pinned = [pin for pin in pins if pin.name == requirement.name.lower()]
             assert pinned, f"constraints.txt has no pin for {requirement}"

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from cli_cases import run, words
 from plugin_cases import Install
-from source_tree import ROOT, build_wheel, pyproject
+from source_tree import ROOT, build_wheel, call, make_environment, pip, pyproject
 
 EXAMPLE = ROOT / "docs" / "plugin-example"
 NAME = "hyperconn-example-manifolds"
@@ -65,35 +62,9 @@ def test_its_parts_are_found_by_name(install: Install, tmp_path: Path, monkeypat
 
 
 def environment(folder: Path) -> Path:
-    """A virtual environment with hyperconn and the example, from wheels; returns its folder of commands.
-
-    What they depend on is the running environment's, whose folders of packages come last on the path. Paths that are
-    named in files there are not followed, so an editable hyperconn does not leak in.
-    """
+    """A virtual environment with hyperconn and the example, from wheels; returns its folder of commands."""
     wheels = [build_wheel(ROOT, folder / "hyperconn-source"), build_wheel(EXAMPLE, folder / "example")]
-    call(sys.executable, "-m", "venv", "--without-pip", "venv", cwd=folder)
-    commands = folder / "venv" / "bin"
-    # Before the other packages can be seen: pip would find a hyperconn among them.
-    pip(commands, "install", "--no-deps", "--no-index", *wheels)
-    (installed,) = (folder / "venv").glob("lib/python*/site-packages")
-    others = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
-    (installed / "others.pth").write_text("\n".join(others), encoding="utf-8")
-    return commands
-
-
-def pip(commands: Path, command: str, *arguments: str | Path) -> None:
-    """The running environment's pip at work on another one."""
-    call(sys.executable, "-m", "pip", "--quiet", "--python", commands / "python", command, *arguments)
-
-
-def call(*command: str | Path, cwd: Path | None = None) -> str:
-    """Run a command that has to end well; returns what it printed, as words."""
-    ours = ("PYTHON", "HYPERCONN", "TRITON")
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    clean |= {"OMP_NUM_THREADS": "1", "COLUMNS": "200", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-    done = subprocess.run([*map(str, command)], cwd=cwd, env=clean, capture_output=True, text=True, encoding="utf-8")
-    assert done.returncode == 0, f"{command}: status {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return " ".join(f"{done.stdout}\n{done.stderr}".split())
+    return make_environment(folder, *wheels)
 
 
 @pytest.mark.exhaustive

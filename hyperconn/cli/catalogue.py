@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hyperconn import HyperConnectionConfig
+from hyperconn.backends import triton_missing
 from hyperconn.cli.blame import blaming_plugins, shown_instance
 from hyperconn.cli.console import BAD_INPUT, bad_input, fail, output, say
 from hyperconn.gates import GATES, Gate
@@ -38,6 +39,9 @@ def list_() -> None:
     output.print(presets)
     for reason in broken:
         say(f"– {reason}")
+    missing = triton_missing()
+    if missing:
+        say(f"fused: to look at kernels takes triton; {missing}")
     say("P(n): coordinates of a token at n streams. More: hyperconn show NAME")
 
 
@@ -91,6 +95,8 @@ def _roles(gate: Gate) -> str:
 
 
 def _fused(part: Any) -> str:
+    if triton_missing():
+        return "?"
     return "no" if part.kernel is None else "yes"
 
 

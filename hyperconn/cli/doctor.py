@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import subprocess
 import sys
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from rich.table import Table
 from rich.text import Text
 
-from hyperconn.backends import tensor_obstacle
+from hyperconn.backends import interpreting, tensor_obstacle, triton_missing
 from hyperconn.cli.console import output, say
 from hyperconn.manifolds import PluginError
 from hyperconn.manifolds.registry import Registry, plugins
@@ -34,11 +35,38 @@ def doctor() -> None:
         reason = "this torch was built without CUDA" if torch.version.cuda is None else "no usable GPU"
         machine.add_row("cuda", f"none ({reason})")
     output.print(machine)
-    say(f"backend='auto' runs on {'triton' if torch.cuda.is_available() else 'torch'} here")
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    say(f"the triton backend: {tensor_obstacle(device, torch.float32, torch.float32) or 'runs'}")
+    device = torch.device("cpu" if interpreting() or not torch.cuda.is_available() else "cuda")
+    obstacle = triton_missing() or tensor_obstacle(device, torch.float32, torch.float32)
+    say(f"backend='auto' takes {'triton' if device.type == 'cuda' and obstacle is None else 'torch'} on {device}")
+    say(f"the triton backend: {obstacle or _try_kernel(device)}")
     _print_plugins()
+
+
+# In a process of its own: a compiler that does not fit the machine may raise anything, or end the process.
+_PROBE = """
+import torch
+from hyperconn import HyperConnection, HyperConnectionConfig
+x, results = torch.randn(3, 4, 8, device="{device}"), []
+for backend in ("torch", "triton"):
+    torch.manual_seed(0)
+    config = HyperConnectionConfig(4, backend=backend, fn_std=0.1)
+    layer = HyperConnection(torch.nn.Linear(8, 8, device="{device}"), 8, config, device="{device}")
+    out = layer(x)
+    out.square().sum().backward()
+    results.append((out, layer.fn.grad))
+torch.testing.assert_close(results[1], results[0], rtol=1e-2, atol=1e-2)
+"""
+
+
+def _try_kernel(device: torch.device) -> str:
+    """Take a step of a small layer on both backends and compare; returns what came of it."""
+    code = _PROBE.format(device=device)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8")
+    if done.returncode == 0:
+        return f"runs on {device}" + (" in Triton's interpreter" if interpreting() else "")
+    said = [line for line in done.stderr.splitlines() if line.strip()]
+    reason = said[-1].strip() if said else f"the process ended with status {done.returncode}"
+    return f"BROKEN here, a small layer failed: {reason}; use backend='torch'"
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -87,7 +87,7 @@ def verify(
 ) -> None:
     """Run the laws against parts; status 0 only if all hold, 1 for a broken law, 2 for bad input."""
     if importlib.util.find_spec("hypothesis") is None:
-        fail("the laws draw their cases with hypothesis: pip install 'hyperconn[test]'", BAD_INPUT)
+        fail("the laws draw their cases with hypothesis: pip install 'hyperconn[cli]'", BAD_INPUT)
     from hyperconn.testing.certificate import certificate, write_block
     from hyperconn.testing.expressions import expression
     from hyperconn.testing.subjects import choose, named

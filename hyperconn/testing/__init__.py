@@ -8,13 +8,21 @@ one. The test suite of a plugin wants pytest classes of them, for the map and fo
 
     TestMineOnTheDevice = kernel_laws(MyManifold)
 
-Cases are drawn with hypothesis, which only this subpackage needs: ``pip install 'hyperconn[test]'``.
+Cases are drawn with hypothesis and numpy, which only this subpackage needs: ``pip install 'hyperconn[cli]'``.
 ``hyperconn verify --all`` checks everything that is registered and prints a table.
 
 >>> from hyperconn import manifolds
 >>> check_law("membership", manifolds.make("stiefel", n=3), examples=5).holds
 True
 """
+
+try:
+    import hypothesis  # noqa: F401
+    import numpy  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "hyperconn.testing draws its cases with hypothesis and numpy: pip install 'hyperconn[cli]'"
+    ) from error
 
 from hyperconn.testing.all_laws import LAWS, get_law
 from hyperconn.testing.case import Case

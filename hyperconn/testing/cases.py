@@ -6,18 +6,12 @@ import itertools
 
 import numpy as np
 import torch
+from hypothesis import strategies
+from hypothesis.extra.numpy import arrays
 
 from hyperconn.manifolds.core.map import Map
 from hyperconn.testing.case import Case
 from hyperconn.testing.law import Law
-
-try:
-    from hypothesis import strategies
-    from hypothesis.extra.numpy import arrays
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-        "hyperconn.testing draws its cases with hypothesis: pip install 'hyperconn[test]'"
-    ) from error
 
 _SEEDS = strategies.integers(0, 2**32 - 1)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
+from hyperconn.backends import BackendUnavailableError, triton_missing
 from hyperconn.gates import Gate
 from hyperconn.manifolds import Manifold
 from hyperconn.manifolds.core.map import Map
@@ -94,10 +95,13 @@ def kernel_laws(cls: type[Map], *, sizes: Sequence[int] | None = None) -> type[A
     Raises:
         ContractError: the class is no manifold and no gate.
         ValueError: none of its instances has a pair.
-        BackendUnavailableError: pairs cannot run here; the message says what to set.
+        BackendUnavailableError: pairs cannot run here; the message says what to set or to install.
     """
     import pytest
 
+    missing = triton_missing()
+    if missing:
+        raise BackendUnavailableError(f"device pairs are Triton functions: {missing}")
     from hyperconn.testing import kernel_checks as checks
 
     checks.device()

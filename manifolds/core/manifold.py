@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hyperconn.manifolds.core.invariants import Invariant
-from hyperconn.manifolds.core.map import Map, real_numbers, working_dtype
+from hyperconn.manifolds.core.map import Map, attribute, real_numbers, working_dtype
 from hyperconn.manifolds.core.symmetries import Symmetry
 
 # exp(-64) · 6! vanishes beside 1 in float64, and tanh(64) is 1 there: the identity to rounding in every dtype.
@@ -29,16 +29,16 @@ class Manifold(Map):
     matrix NaN, inf makes it NaN or the limit at infinity; nothing hangs, and no other token is touched.
     """
 
-    @property
+    @attribute
     def value_shape(self) -> tuple[int, ...]:
         return (self.n, self.n)
 
-    @property
+    @attribute
     @abstractmethod
     def exact(self) -> bool:
         """Whether every invariant holds to ``tolerance(dtype)`` for any finite coordinates."""
 
-    @property
+    @attribute
     @abstractmethod
     def invariants(self) -> tuple[Invariant, ...]:
         """The conditions that define the set."""
@@ -68,32 +68,32 @@ class Manifold(Map):
         """
         return self.identity(dtype=torch.float64, device="cpu")  # which a class may have defined by itself
 
-    @property
+    @attribute
     def exact_invariants(self) -> tuple[Invariant, ...]:
         """The invariants that hold to ``tolerance(dtype)`` even where the manifold as a whole is not exact."""
         return self.invariants if self.exact else ()
 
-    @property
+    @attribute
     def contains_identity(self) -> bool:
         """Whether ``m(m.identity())`` is the identity to rounding."""
         return True
 
-    @property
+    @attribute
     def idle_coordinates(self) -> tuple[int, ...]:
         """Coordinates that change nothing, where a paper has them nevertheless."""
         return ()
 
-    @property
+    @attribute
     def norm_bound(self) -> float | None:
         """An upper bound of ``‖H‖₂`` over the whole set, or None where there is none."""
         return None
 
-    @property
+    @attribute
     def symmetries(self) -> tuple[Symmetry, ...]:
         """Changes of the coordinates with a known effect on H, for the laws to hold the map to."""
         return ()
 
-    @property
+    @attribute
     def coordinate_groups(self) -> tuple[tuple[str, int], ...]:
         """Names and sizes of the coordinate groups, in order; a layer learns one scale for each."""
         return (("residual", self.num_coordinates),) if self.num_coordinates else ()

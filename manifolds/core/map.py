@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar, cast
@@ -23,6 +23,15 @@ MAX_STREAMS = 1024
 MAX_FUSED_STREAMS = 16
 
 M = TypeVar("M", bound="Map")
+T = TypeVar("T")
+
+
+def attribute(read: Callable[[Any], T]) -> T | Any:
+    """A property that a subclass may replace by a class attribute, ``exact = True``, or by a property of its own.
+
+    Static checkers let it do either only where the type leaves room for both: hence ``Any``.
+    """
+    return property(read)
 
 
 class ClassName:
@@ -51,18 +60,18 @@ class Map(ABC):
     def __post_init__(self) -> None:
         require_int(self, "n", minimum=1, maximum=MAX_STREAMS)
 
-    @property
+    @attribute
     @abstractmethod
     def num_coordinates(self) -> int:
         """P, the length of ``theta``."""
 
-    @property
+    @attribute
     @abstractmethod
     def value_shape(self) -> tuple[int, ...]:
         """Shape of what one token's coordinates are mapped to."""
 
     @abstractmethod
-    def forward(self, theta: Tensor) -> Tensor:
+    def forward(self, theta: Tensor, /) -> Tensor:
         """The map itself: ``[..., P]`` float32 or float64 to ``[..., *value_shape]``."""
 
     @property
