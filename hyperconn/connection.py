@@ -176,9 +176,9 @@ class HyperConnection(CheckpointNote):
     def _start(self) -> Start:
         return Start(start_logits(self.spec), self.config.scale_init, self.config.fn_std)
 
-    def predictor_parameters(self) -> dict[str, Tensor]:
+    def predictor_parameters(self) -> dict[str, nn.Parameter]:
         """What the layer learns besides its branch, by the predictor's names."""
-        found: dict[str, Tensor] = {}
+        found: dict[str, nn.Parameter] = {}
         for name in self._learned:
             owner, _, own = name.rpartition(".")
             found[name] = getattr(getattr(self, owner) if owner else self, own)
@@ -333,7 +333,7 @@ class HyperConnection(CheckpointNote):
         return streams, pre
 
     def _projection(self, x: Tensor, backend: str) -> Tensor | None:
-        parameters = self.predictor_parameters()
+        parameters: dict[str, Tensor] = {**self.predictor_parameters()}
         if backend == "torch":
             parameters = {name: parameter.to(x.dtype) for name, parameter in parameters.items()}
         weights = self.spec.predictor.projection(parameters, self.spec.layout)
