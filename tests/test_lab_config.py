@@ -84,7 +84,7 @@ def test_numbers_convert_where_nothing_is_lost() -> None:
         ({"compare": {"contestants": "hc"}}, "compare.contestants must be a list of names and tables, got 'hc'"),
         (
             {"compare": {"contestants": [{"manifold": "stiefel"}]}},
-            "a name and keys of a [hyper_connection] section; got",
+            "a name and keys of a [hyper_connection] section",
         ),
         ({"compare": {"contestants": ["plain,hc"]}}, "neither comma nor bar; got 'plain,hc'"),
         ({"compare": {"seeds": 0}}, "compare.seeds must lie between 1 and 1000, got 0"),
