@@ -19,7 +19,8 @@ def check_streams(spec: LayerSpec, x: Tensor, anchor: Tensor) -> None:
         fractions = ", fractions=True" if spec.config.fractions else ""
         raise ValueError(
             f"{spec.summary()} takes streams of shape [..., {spec.layout.n}, {spec.layout.channels}], got "
-            f"{list(x.shape)}; make them with expand_streams(h, streams={spec.layout.n}{fractions})"
+            f"{list(x.shape)}; make them with expand_streams(h, streams={spec.layout.n}{fractions}); "
+            "of channels-first vectors, [B, C, H, W], with config.make_ends(dim, channel_dim=1)"
         )
     if x.device != anchor.device:
         raise ValueError(

@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
+import torch
+
 from hyperconn import gates, predictors
+from hyperconn.ends import Ends
 from hyperconn.files import read_table
 from hyperconn.gates import Gate
 from hyperconn.manifolds import Manifold, PluginError
@@ -262,6 +265,22 @@ class HyperConnectionConfig:
         """How streams become a hidden vector; ``make_collapse().make(dim, n)`` is what a model calls at its end."""
         return COLLAPSES[self.collapse] if isinstance(self.collapse, str) else self.collapse
 
+    def make_ends(self, dim: int, *, channel_dim: int = -1, device: torch.device | str | None = None) -> Ends:
+        """What a model of ``dim`` channels needs before its first layer and after its last, as two modules.
+
+        Args:
+            dim: channels C of the model.
+            channel_dim: where they are: -1 in ``[..., C]``, 1 in ``[B, C, H, W]``; the same as in the layers.
+            device: where parameters are made, if the collapse has any.
+
+        >>> import torch
+        >>> expand, collapse = HyperConnectionConfig.preset("ihc", streams=2).make_ends(8)
+        >>> expand(torch.ones(5, 8)).shape, collapse(torch.ones(5, 2, 8)).shape
+        (torch.Size([5, 2, 8]), torch.Size([5, 8]))
+        """
+        parts = self.make_expand(), self.make_collapse()
+        return Ends.of(*parts, dim, self.streams, channel_dim, self.norm_eps, device)
+
     def _parts(self) -> tuple[Any, ...]:
         return tuple(self._make(field) for field in _REGISTERED)
 
@@ -326,8 +345,10 @@ class HyperConnectionConfig:
         return cls.from_dict(table.get("hyper_connection", table))
 
     @classmethod
-    def preset(cls, name: str, streams: int = 4, **overrides: Any) -> HyperConnectionConfig:
+    def preset(cls, name: str, streams: int | None = None, **overrides: Any) -> HyperConnectionConfig:
         """The published system called ``name``; keyword arguments replace single fields.
+
+        ``streams`` is 4 where it is not given; 1 for ``"plain"``, the plain residual through the same layer.
 
         Another part comes with options of its own: where an override names one, the preset's options of that part go.
 
@@ -337,7 +358,7 @@ class HyperConnectionConfig:
         if not isinstance(name, str) or name not in PRESETS:
             raise unknown_name("preset", name, PRESETS)
         cls._require_known(overrides)
-        values = {**PRESETS[name], "streams": streams}
+        values = {**PRESETS[name], **({} if streams is None else {"streams": streams})}
         for field in _REGISTERED:
             if overrides.get(field, values.get(field)) != values.get(field):
                 values.pop(f"{field}_options", None)

@@ -177,6 +177,44 @@ class Linear(_BuiltIn):
 
 
 @dataclass(frozen=True)
+class _Constant(_BuiltIn):
+    @property
+    def num_coordinates(self) -> int:
+        return 0
+
+    def inverse(self, weights: Tensor) -> Tensor:
+        """Nothing: there are no logits."""
+        return weights.new_zeros(0)
+
+
+@register("mean")
+@dataclass(frozen=True)
+class Mean(_Constant):
+    """1/n for every stream, without logits: the read of a plain residual."""
+
+    name = "mean"
+    writes = False
+
+    def forward(self, theta: Tensor) -> Tensor:
+        return theta.new_full((*theta.shape[:-1], self.n), 1 / self.n)
+
+    def read_weights(self, stream: int) -> Tensor:
+        return torch.full((self.n,), 1 / self.n, dtype=torch.float64)
+
+
+@register("ones")
+@dataclass(frozen=True)
+class Ones(_Constant):
+    """1 for every stream, without logits: the write of a plain residual."""
+
+    name = "ones"
+    reads = False
+
+    def forward(self, theta: Tensor) -> Tensor:
+        return theta.new_ones((*theta.shape[:-1], self.n))
+
+
+@dataclass(frozen=True)
 class _SquareGate(_BuiltIn):
     @property
     def num_coordinates(self) -> int:
@@ -245,4 +283,14 @@ class Matrix(_SquareGate):
         return (weights.mT @ x).flatten(-2)
 
 
-BUILT_IN: tuple[type[Gate], ...] = (Sigmoid, DoubleSigmoid, Softmax, Linear, RowSoftmax, ColumnSoftmax, Matrix)
+BUILT_IN: tuple[type[Gate], ...] = (
+    Sigmoid,
+    DoubleSigmoid,
+    Softmax,
+    Linear,
+    Mean,
+    Ones,
+    RowSoftmax,
+    ColumnSoftmax,
+    Matrix,
+)

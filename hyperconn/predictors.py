@@ -387,7 +387,7 @@ class Static(_BuiltIn):
     source = "arXiv 2409.19606"
 
     def parameters(self, layout: Layout) -> dict[str, tuple[int, ...]]:
-        return {"base": (layout.total,)}
+        return {"base": (layout.total,)} if layout.total else {}
 
     def logits(self, x: Tensor, raw: Tensor | None, parameters: Parameters, layout: Layout) -> Tensor:
-        return parameters["base"]
+        return parameters["base"] if layout.total else x.new_zeros(0)

@@ -28,6 +28,8 @@ _DEEPSEEK: dict[str, Any] = {
 }
 
 PRESETS: dict[str, dict[str, Any]] = {
+    # h + F(h) through the same layer, without a parameter: what all others are compared with
+    "plain": {"streams": 1, "manifold": "identity", "predictor": "static", "pre_gate": "mean", "post_gate": "ones"},
     # HC, arXiv 2409.19606; its norm has no weight
     "hc": {**_HC, "collapse": "sum"},
     # Frac-Connections, arXiv 2503.14125; its norm has a weight

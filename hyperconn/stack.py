@@ -47,7 +47,8 @@ class HyperConnectionStack(nn.ModuleList):
             if isinstance(handed, tuple) and not isinstance(handed, DelayedStreams):
                 raise TypeError(
                     f"a branch of {type(self).__name__} returned {len(handed)} values; a stack passes on the streams "
-                    "alone: run the layers one by one, with `x, *rest = layer(x, into=next_layer)`"
+                    "alone: make the layer with output='first', or run the layers one by one, with `x, *rest = "
+                    "layer(x, into=next_layer)`"
                 )
         assert not isinstance(handed, Handover)
         return handed

@@ -13,7 +13,10 @@ from hyperconn import HyperConnection, HyperConnectionConfig
 DIM = 8
 PRESETS = HyperConnectionConfig.presets()
 
+LEARNED = tuple(preset for preset in PRESETS if preset != "plain")  # those with parameters
+
 every_preset = pytest.mark.parametrize("preset", PRESETS)
+every_learned_preset = pytest.mark.parametrize("preset", LEARNED)
 
 
 class Branch(nn.Module):

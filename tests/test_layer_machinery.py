@@ -17,7 +17,18 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from fused_cases import exhaustive
 from hyperconn import HyperConnection, HyperConnectionConfig
 from hyperconn.manifolds.core import constants
-from layer_cases import DIM, PRESETS, Branch, every_preset, gradients, make_block, make_streams, run, streams_of
+from layer_cases import (
+    DIM,
+    PRESETS,
+    Branch,
+    every_learned_preset,
+    every_preset,
+    gradients,
+    make_block,
+    make_streams,
+    run,
+    streams_of,
+)
 
 # Compiling takes seconds: a flat predictor, one with fractions, and reads that are delayed.
 SLOW = [
@@ -91,7 +102,7 @@ def test_a_use_without_numbers_leaves_nothing_behind(preset: str) -> None:
     assert block(make_streams(block, 2)).isfinite().all()
 
 
-@every_preset
+@every_learned_preset
 @pytest.mark.parametrize("around", (False, True), ids=("argument", "context"))
 def test_meta_device(preset: str, around: bool) -> None:
     """As large models are built: nothing is allocated while they are put together."""
@@ -136,7 +147,7 @@ def test_exports_for_any_number_of_tokens(preset: str) -> None:
         assert torch.allclose(run(exported, other), run(block, other), rtol=1e-5, atol=1e-6)
 
 
-@every_preset
+@every_learned_preset
 def test_copies_of_a_layer_compute_the_same(preset: str) -> None:
     block = make_block(preset)
     x = make_streams(block, 3)
@@ -147,7 +158,7 @@ def test_copies_of_a_layer_compute_the_same(preset: str) -> None:
         assert not torch.equal(run(twin, x), run(block, x))
 
 
-@every_preset
+@every_learned_preset
 def test_state_dict_round_trip(preset: str) -> None:
     block = make_block(preset)
     file = io.BytesIO()

@@ -22,7 +22,8 @@ from preset_systems import LAYERS, SYSTEMS, Branch, C, System, every_size, every
 
 
 def test_every_preset_has_a_transcription() -> None:
-    assert {system.preset for system in SYSTEMS.values()} == set(HyperConnectionConfig.presets())
+    """The plain residual has its own test, with the ends of models."""
+    assert {system.preset for system in SYSTEMS.values()} == {*HyperConnectionConfig.presets()} - {"plain"}
 
 
 def randomise(block: HyperConnection) -> None:

@@ -34,6 +34,8 @@ def read_start(gate: Gate, case: Case) -> Iterator[Measured]:
         weights = gate(logits)
         yield at_most("distance to read_weights", (weights - gate.read_weights(stream)).abs().amax(), 1e-6)
         yield at_most("distance of the sum of the read weights to 1", (weights.sum() - 1).abs(), 1e-6)
+        if gate.num_coordinates == 0:
+            continue  # constant weights cannot lean on one stream or another
         others = torch.cat([weights[:stream], weights[stream + 1 :], torch.zeros(1, dtype=weights.dtype)])
         yield at_least("weight of the preferred stream beyond the others", (weights[stream] - others).amin(), 0.1)
 
@@ -46,7 +48,11 @@ def write_start(gate: Gate, case: Case) -> Iterator[Measured]:
     yield at_most("distance of the write weights to 1", (gate(logits) - 1).abs().amax(), 1e-6)
 
 
-@law(kind=Gate, condition=lambda gate: gate.value_shape == (gate.n,), scales=(0.0, 1.0, 3.0), dtypes=(torch.float64,))
+def _one_weight_a_stream_from_logits(gate: Gate) -> bool:
+    return gate.value_shape == (gate.n,) and gate.num_coordinates > 0
+
+
+@law(kind=Gate, condition=_one_weight_a_stream_from_logits, scales=(0.0, 1.0, 3.0), dtypes=(torch.float64,))
 def inverse(gate: Gate, case: Case) -> Iterator[Measured]:
     """The gate of inverse(weights) is weights again, for weights in its reach."""
     for logits in case.coordinates().reshape(-1, gate.num_coordinates)[:4]:
