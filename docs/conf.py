@@ -25,7 +25,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(torch|collections|typing|pathlib|types|triton|numpy|abc|hypothesis)\..*"),
     (
         r"py:class",
-        r"(.*\.)?(Tensor|Entered|LayerSpec|CoefficientSpec)|Map|dict\[str|tuple\[int",
+        r"(.*\.)?(Tensor|Entered|LayerSpec|CoefficientSpec|Write)|Map|dict\[str|tuple\[int",
     ),  # for types alone, or not public
     (r"py:class", r"hyperconn\.manifolds\..*\.[A-Z]"),  # type variables
 ]
