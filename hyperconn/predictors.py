@@ -147,7 +147,7 @@ def require_predictor(predictor: Predictor) -> None:
         parameters = {name: torch.full(shape, torch.nan, dtype=torch.float64) for name, shape in shapes.items()}
         start = Start(torch.linspace(-1, 1, layout.total, dtype=torch.float64))
         with torch.no_grad():
-            ask(predictor, "reset", lambda: predictor.reset(parameters, layout, start))
+            ask(predictor, "reset", lambda: predictor.reset(dict(parameters), layout, start))
         for name, value in parameters.items():
             if not bool(value.isfinite().all()):
                 raise PartError(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 from collections.abc import Callable
+from itertools import takewhile
 from typing import Annotated, Any
 
 import torch
@@ -95,11 +97,14 @@ def _fused(part: Any) -> str:
 
 
 def _doc(part: object) -> str:
-    return inspect.getdoc(type(part)) or "(no docstring)"
+    """The docstring as plain text: what it says, without its marks and without the examples for Python."""
+    lines = (inspect.getdoc(type(part)) or "(no docstring)").splitlines()
+    said = "\n".join(takewhile(lambda line: not line.startswith(">>> "), lines)).strip()
+    return re.sub(r"``|\*\*|:\w+:(?=`)|(?<=\w)`_+|`", "", said)
 
 
 def _summary(part: object) -> str:
-    return _doc(part).partition("\n")[0].replace("``", "")
+    return _doc(part).partition("\n")[0]
 
 
 def show(

@@ -11,10 +11,11 @@ import typer
 from hyperconn.cli.console import FAILED, INTERRUPTED, bad_input, fail, say
 from hyperconn.cli.run_options import Data, Seed, Steps, Threads, training_progress, with_options
 from hyperconn.lab import LabConfig, Run, load_corpus
-from hyperconn.lab.checkpoint import CheckpointNotWrittenError, load_checkpoint
+from hyperconn.lab.checkpoint import CheckpointNotWrittenError, load_checkpoint, read_checkpoint
 from hyperconn.lab.run import DivergedError
 from hyperconn.lab.training import CHECKPOINT
 from hyperconn.lab.training import train as run_to_the_end
+from hyperconn.manifolds.registry.provenance import install_hints
 
 
 def train(
@@ -30,7 +31,10 @@ def train(
     folder = Path("runs") / config.stem if out is None else out
     checkpoint = folder / CHECKPOINT
     with bad_input():
-        settings = with_options(LabConfig.from_file(config), data=data, seed=seed, steps=steps, threads=threads)
+        # The config names a part, the checkpoint says who provides it: where it is gone, what to install.
+        written = read_checkpoint(checkpoint)["config"].get("hyper_connection", {}) if resume else {}
+        with install_hints(written.get("plugins", {}), f"the run in {folder}"):
+            settings = with_options(LabConfig.from_file(config), data=data, seed=seed, steps=steps, threads=threads)
         if checkpoint.exists() and not resume:
             raise ValueError(f"{checkpoint} exists; go on from it with --resume, or choose another --out folder")
         run = Run(settings, load_corpus(settings.data, settings.model.context))

@@ -6,7 +6,6 @@ be, and whether ``forward``, called on two tokens, gives tensors of the right sh
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -35,9 +34,7 @@ def ask(part: object, member: str, call: Callable[[], Any], *, may: tuple[type[B
     """What a member of a part gives; what its code raises, but for ``may``, becomes an error that names both."""
     try:
         return call()
-    except may:
-        raise
-    except PartError:
+    except (PartError, *may):
         raise
     except _CRASHES as error:
         raise PartError(f"{called(part, member)} raised {type(error).__name__}: {error}") from error
@@ -59,10 +56,8 @@ def require_tensor(part: object, member: str, value: object, *shapes: Sequence[i
     """Raise unless a member gave a tensor of one of these shapes, and of the dtype of its argument."""
     wanted = " or ".join(str(list(shape)) for shape in shapes)
     if not isinstance(value, Tensor):
-        raise PartError(
-            f"{called(part, member)} must return a tensor of shape {wanted}, got {shown(value)} of type "
-            f"{type(value).__name__}"
-        )
+        got = "None: is there a return?" if value is None else f"a {type(value).__name__}"
+        raise PartError(f"{called(part, member)} must return a tensor of shape {wanted}, got {got}")
     if value.shape not in shapes:
         raise PartError(f"{called(part, member)} must return the shape {wanted}, got {list(value.shape)}")
     if value.dtype != dtype:
@@ -128,18 +123,25 @@ def _require_forward(part: Any, P: int, shape: tuple[int, ...]) -> None:
     for where, token in (("at theta = 0", value[0]), ("for numbers below 1", value[1])):
         if not bool(token.isfinite().all()):
             raise PartError(f"{called(part, 'forward')} must be finite {where}, got {shown(token.tolist())}")
-    alone = _forward(part, theta[1], shape)
-    if not torch.allclose(alone, value[1], rtol=1e-6, atol=1e-9):
+    try:
+        part.forward(theta.to("meta"))
+    except _CRASHES as error:
         raise PartError(
-            f"{called(part, 'forward')} gives a token another value beside other tokens than alone: leading "
-            "dimensions are batch, work on the last one (dim=-1); or it draws random numbers, which a map must not"
-        )
+            f"{called(part, 'forward')} needs the numbers of theta, it raised on the meta device {type(error).__name__}: "
+            f"{error}; compute with torch on theta.device, without .item(), numpy and branches on values"
+        ) from error
     theta.requires_grad_()
     again = ask(part, "forward", lambda: part.forward(theta))
     if not torch.equal(again.detach(), value):
         raise PartError(
             f"{called(part, 'forward')} gives two values for one theta: a map is a pure function, without random "
             "numbers and without a state"
+        )
+    alone = _forward(part, theta[1].detach(), shape)
+    if not torch.allclose(alone, value[1], rtol=1e-6, atol=1e-9):
+        raise PartError(
+            f"{called(part, 'forward')} gives a token another value beside other tokens than alone: leading "
+            "dimensions are batch, work on the last one (dim=-1)"
         )
     if P == 0 or not again.numel():
         return
@@ -198,6 +200,9 @@ def require_manifold(part: Manifold) -> None:
             H = part(point)
             if not bool(H.isfinite().all()):
                 raise PartError(f"{called(part, 'forward')} must be finite at {member}(), got {shown(H.tolist())}")
-        with contextlib.suppress(NotImplementedError, ValueError):  # no inverse, or none of this matrix
-            found = ask(part, "coordinates", lambda: part.coordinates(H), may=(NotImplementedError, ValueError))
-            require_tensor(part, "coordinates", found, (P,), dtype=torch.float64)
+        refused = NotImplementedError, ValueError  # no inverse, or none of this matrix
+        try:
+            found = ask(part, "coordinates", lambda: part.coordinates(H), may=refused)
+        except refused:
+            return
+        require_tensor(part, "coordinates", found, (P,), dtype=torch.float64)

@@ -220,7 +220,13 @@ class Registry(Generic[P]):
                     f"{self.kind} {self.resolve(name)!r} needs the option {field.name!r}, which has no default; its "
                     f"options are: {others}"
                 )
-        part: P = cls(**options)
+        try:
+            part: P = cls(**options)
+        except dataclasses.FrozenInstanceError as error:
+            raise PartError(
+                f"{self.kind} {cls.__qualname__}: {error}, for parts are frozen: leave __init__ to the dataclass, and "
+                "make what __post_init__ would store a property"
+            ) from error
         self.check(part)
         return part
 
