@@ -21,7 +21,7 @@ from hyperconn.gates import GATES, Gate
 from hyperconn.lab.report import kind_of
 from hyperconn.manifolds import Manifold, PluginError
 from hyperconn.manifolds.core.errors import NotAllowedError, UnknownNameError, unknown_name
-from hyperconn.manifolds.registry import MANIFOLDS, Registry
+from hyperconn.manifolds.registry import MANIFOLDS, Registry, plugins
 from hyperconn.predictors import PREDICTORS, Layout, Predictor
 
 
@@ -38,7 +38,13 @@ def list_() -> None:
         config = HyperConnectionConfig.preset(name)
         presets.add_row(name, *(getattr(config, key) for key in keys))
     output.print(presets)
-    for reason in broken:
+    shadowed = [
+        f"{plugin} is not used: the name belongs to {taken.__module__}.{taken.__qualname__}"
+        for registry in Registry.all
+        for plugin in plugins.installed(registry.kind)
+        if (taken := registry.shadow(plugin)) is not None
+    ]
+    for reason in (*broken, *shadowed):
         say(f"– {reason}")
     say("P(n): coordinates of a token at n streams. More: hyperconn show NAME")
 

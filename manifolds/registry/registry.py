@@ -7,6 +7,7 @@ import importlib.metadata
 import re
 import sys
 import threading
+import warnings
 from collections.abc import Callable
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
@@ -55,6 +56,7 @@ class Registry(Generic[P]):
         self.kind, self.base, self.require = kind, base, require
         # Classes of which an instance was seen to work.
         self._working: WeakSet[type[Any]] = WeakSet()
+        self._shadows_told = False
         # Under the keys of names and aliases alike. Written with the lock held, read without.
         self._entries: dict[str, _Entry] = {}
         self._providers: WeakKeyDictionary[type[Any], Provider | None] = WeakKeyDictionary()
@@ -126,7 +128,23 @@ class Registry(Generic[P]):
 
     def _find(self, name: str) -> _Entry:
         entry = self._entries.get(_key(self._require_str(name)))
-        return self._load(name) if entry is None else entry
+        if entry is None:
+            return self._load(name)
+        if not self._shadows_told:
+            self._tell_shadows()
+        return entry
+
+    def _tell_shadows(self) -> None:
+        """Warn of plugins that are not used because of their names, once a process: it takes reading metadata."""
+        self._shadows_told = True
+        for plugin in plugins.installed(self.kind):
+            taken = self.shadow(plugin)
+            if taken is not None and plugins.is_allowed(plugin):
+                warnings.warn(
+                    f"{plugin} is not used: the name belongs to {taken.__module__}.{taken.__qualname__}; rename the "
+                    "entry point and the class to use it",
+                    stacklevel=4,
+                )
 
     def _load(self, name: str) -> _Entry:
         """The entry of a plugin, imported now."""
