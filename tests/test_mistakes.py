@@ -1,10 +1,12 @@
 """Mistakes that newcomers make, where they are noticed, and the words that the one message has to hold."""
 
+# ruff: noqa: E501 — a mistake is a line of the tables
+
 from __future__ import annotations
 
-import itertools
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +14,20 @@ import pytest
 import torch
 from torch import nn
 
-from cli_cases import refused, write_config
+from cli_cases import refused
 from healthy_manifold import Circulant
 from hyperconn import HyperConnection, HyperConnectionConfig, HyperConnectionStack, gates, manifolds, predictors
+from hyperconn.lab.checkpoint import FORMAT
+from hyperconn.lab.training import CHECKPOINT
 from hyperconn.manifolds import invariants
 from hyperconn.manifolds.registry import MANIFOLDS
-from hyperconn.testing import ContractError, check_law, verify
+from hyperconn.testing import ContractError, LawViolation, check_law, get_law, verify
 from hyperconn.testing.subjects import choose
 from hyperconn.testing.survey import failures, rows
 from plugin_cases import Install, shape_class
 
 forward, logits = Circulant.forward, predictors.Static.logits
-COUNT = itertools.count()
+IDENTITY = {"identity_coordinates": lambda m: [0.0, -64.0, -64.0, -64.0]}
 
 
 def prop(value: Any) -> property:
@@ -48,7 +52,11 @@ OF_CLASSES: dict[str, tuple[type, dict[str, Any], str]] = {
     "property forward": (Circulant, {"forward": prop(3)}, "forward of Mine is a property, but it is called: remove"),
     "property start": (Circulant, {"identity_coordinates": prop([0])}, "identity_coordinates of Mine is a property"),
     "number tolerance": (Circulant, {"tolerance": 1e-5}, "tolerance of Mine is called, but it is 1e-05: make it a met"),
-    "no classmethod": (Circulant, {"examples": lambda m: ()}, "examples of Mine is called on the class: put @classmeth"),
+    "no classmethod": (
+        Circulant,
+        {"examples": lambda m: ()},
+        "examples of Mine is called on the class: put @classmeth",
+    ),
     "name method": (Circulant, {"name": lambda m: "mine"}, "name of Mine belongs to the class: write `name = …`"),
     "no forward": (manifolds.Manifold, {}, "Mine is incomplete, it has to define: .*forward.*identity_coordinates"),
     "another version": (Circulant, {"api_version": 2}, "for version 2 of the API .*: upgrade this library"),
@@ -78,8 +86,8 @@ OF_INSTANCES: dict[str, tuple[type, dict[str, Any], str]] = {
     "kink": (Circulant, {"forward": lambda m, t: forward(m, t + 0 * t.norm(dim=-1, keepdim=True).sqrt())}, "finite gradient at"),
     "bug": (Circulant, {"forward": lambda m, t: idx}, "forward of Mine.n=4. raised NameError: name 'idx'"),  # noqa: F821
     "long start": (Circulant, {"identity_coordinates": lambda m: [0.0] * 5}, "identity_coord.*return 4 numbers.*shape .5"),
-    "no start": (Circulant, {"initial_coordinates": lambda m, s: None}, "initial_coordinates of Mine.*4 numbers.*got None"),
-    "no sharpness": (Circulant, {"initial_coordinates": lambda m: [0.0] * 4}, "initial of Mine.n=4. raised TypeError: .*takes 1"),
+    "no start": (Circulant, {**IDENTITY, "initial_coordinates": lambda m, s: None}, "initial_coordinates of Mine.*4 numbers.*got None"),
+    "no sharpness": (Circulant, {**IDENTITY, "initial_coordinates": lambda m: [0.0] * 4}, "initial of Mine.n=4. raised TypeError: .*takes 1"),
     "coordinates": (Circulant, {"coordinates": lambda m, H: H}, r"coordinates of Mine.n=4. .* shape \[4\], got \[4, 4\]"),
     "groups": (Circulant, {"coordinate_groups": prop((("a", 5),))}, "coordinate_groups .* add up to num_coordinates, 4, got"),
     "name": (Circulant, {"name": 3}, "name of Mine.n=4. must be a string, got 3"),
@@ -115,7 +123,7 @@ def test_mistakes_that_an_instance_shows(base: type, members: dict[str, Any], wo
     cls, module, field = made(base, members)
     with pytest.raises(TypeError, match=words) as caught:
         HyperConnectionConfig(**{field: cls() if module is predictors else cls(n=4)})
-    assert f" Mine: " in str(caught.value) and caught.value.args[0].count("Mine: ") == 1
+    assert " Mine: " in str(caught.value) and caught.value.args[0].count("Mine: ") == 1
     if "name" not in members:
         module.register("mine")(cls)
         with pytest.raises(TypeError, match=words):
@@ -134,13 +142,14 @@ def test_what_is_right_is_taken(base: type, n: int | None, own_names: None) -> N
 
 
 def restored() -> None:
-    layers = [HyperConnection(None, 8, HyperConnectionConfig(manifold=name), i) for name in ("stiefel", "kronecker") for i in range(3)]
-    nn.ModuleList(layers[:3]).load_state_dict(nn.ModuleList(layers[3:]).state_dict())
+    kinds = (HyperConnectionConfig(manifold=name) for name in ("stiefel", "kronecker"))
+    own, saved = (nn.ModuleList(HyperConnection(None, 8, config) for _ in range(3)) for config in kinds)
+    own.load_state_dict(saved.state_dict())
 
 
 OF_USERS: dict[str, tuple[Callable[[], Any], str]] = {
     "option": (lambda: HyperConnectionConfig(manifold="kronecker", manifold_options={"factor": (2, 2)}),
-               "manifold 'kronecker' has no option 'factor'; Did you mean 'factors'"),
+               "manifold 'kronecker' has no option 'factor'; its options are: factors. Did you mean 'factors'"),
     "field": (lambda: HyperConnectionConfig(stream=4), "HyperConnectionConfig has no field 'stream'. Did you mean 'streams'"),  # type: ignore[call-arg]
     "preset": (lambda: HyperConnectionConfig.preset("kromch"), "unknown preset 'kromch'. Did you mean 'kromhc'"),
     "key": (lambda: HyperConnectionConfig.from_dict({"strems": 4}), "'strems'. Did you mean 'streams'"),
@@ -178,10 +187,8 @@ def test_a_plugin_behind_a_built_in_warns_once(install: Install) -> None:
 
 
 def test_a_resumed_run_names_the_distribution_of_a_missing_plugin(tmp_path: Path) -> None:
-    config = write_config(tmp_path, manifold="tilt")
-    from hyperconn.lab.checkpoint import FORMAT
-    from hyperconn.lab.training import CHECKPOINT
-
+    config = tmp_path / "mine.json"
+    config.write_text('{"hyper_connection": {"manifold": "tilt"}}', encoding="utf-8")
     plugin = {"tilt": {"distribution": "extra", "version": "1.0"}}
     torch.save({"format": FORMAT, "config": {"hyper_connection": {"plugins": plugin}}}, tmp_path / CHECKPOINT)
     said = refused("train", config, "--out", str(tmp_path), "--resume")
@@ -199,10 +206,6 @@ def test_laws_name_the_first_cause_and_fold_the_rest() -> None:
 
 
 def test_a_crash_of_a_law_is_not_blamed_on_the_map() -> None:
-    from dataclasses import replace
-
-    from hyperconn.testing import LawViolation, get_law
-
     def measure(subject: Any, case: Any) -> Any:
         yield from ()
         raise IndexError("of its own")

@@ -90,8 +90,8 @@ def failures(verdicts: Sequence[Verdict]) -> list[str]:
             said.append(f"{expression(first.subject)} also breaks {first.law}: {first.worst}{others}")
         else:
             said.append(
-                f"{expression(first.subject)} breaks {first.law}: {first.statement}\n{first.worst}; broken on {count} of "
-                f"{len(found)} instances{others}\nSee it again: {again(first.subject, first.law, first.case)}"
+                f"{expression(first.subject)} breaks {first.law}: {first.statement}\n{first.worst}; broken on "
+                f"{count} of {len(found)} instances{others}\nSee it again: {again(first.subject, first.law, first.case)}"
             )
     if len(said) > 1:
         said.append("What is broken further down may follow from the first: mend that one, then run the laws again.")
@@ -102,4 +102,4 @@ def _cause(verdict: Verdict) -> str:
     """What is the same for laws that fail alike: the error, whatever sizes it names; otherwise the law."""
     kind, error, _ = verdict.worst.what.partition(": ")
     raised = not verdict.holds and kind.startswith(("error ", "not measured"))
-    return re.sub(r"\d+", "#", verdict.worst.what) if raised and error else verdict.law
+    return re.sub(r"\[[\d, ]*\]|\d+", "#", verdict.worst.what) if raised and error else verdict.law

@@ -68,8 +68,6 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> UnknownNameError:
     """Build the error for an unknown ``name`` of a ``kind``, with suggestions."""
     names = sorted(known)
-    error = UnknownNameError(
-        f"unknown {kind} {shown(name)}.{did_you_mean(name, names)} Known: {', '.join(names)}."
-    )
+    error = UnknownNameError(f"unknown {kind} {shown(name)}.{did_you_mean(name, names)} Known: {', '.join(names)}.")
     error.kind, error.name, error.known = kind, name, tuple(names)
     return error

@@ -127,8 +127,8 @@ def _require_forward(part: Any, P: int, shape: tuple[int, ...]) -> None:
         part.forward(theta.to("meta"))
     except _CRASHES as error:
         raise PartError(
-            f"{called(part, 'forward')} needs the numbers of theta, it raised on the meta device {type(error).__name__}: "
-            f"{error}; compute with torch on theta.device, without .item(), numpy and branches on values"
+            f"{called(part, 'forward')} needs the numbers of theta, on the meta device it raised "
+            f"{type(error).__name__}: {error}; compute with torch on theta.device, without .item(), numpy and branches on values"
         ) from error
     theta.requires_grad_()
     again = ask(part, "forward", lambda: part.forward(theta))

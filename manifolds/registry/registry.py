@@ -229,8 +229,8 @@ class Registry(Generic[P]):
         for option in options:
             if option not in known:
                 raise TypeError(
-                    f"{self.kind} {self.resolve(name)!r} has no option {shown(option)};"
-                    f"{did_you_mean(option, known)} Its options are: {others}"
+                    f"{self.kind} {self.resolve(name)!r} has no option {shown(option)}; "
+                    f"its options are: {others}.{did_you_mean(option, known)}"
                 )
         for field in fields:
             if field.name not in options and field.default is field.default_factory is dataclasses.MISSING:
