@@ -91,7 +91,8 @@ def failures(verdicts: Sequence[Verdict]) -> list[str]:
         else:
             said.append(
                 f"{expression(first.subject)} breaks {first.law}: {first.statement}\n{first.worst}; broken on "
-                f"{count} of {len(found)} instances{others}\nSee it again: {again(first.subject, first.law, first.case)}"
+                f"{count} of {len(found)} instances{others}\n"
+                f"See it again: {again(first.subject, first.law, first.case)}"
             )
     if len(said) > 1:
         said.append("What is broken further down may follow from the first: mend that one, then run the laws again.")

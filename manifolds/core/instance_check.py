@@ -128,7 +128,8 @@ def _require_forward(part: Any, P: int, shape: tuple[int, ...]) -> None:
     except _CRASHES as error:
         raise PartError(
             f"{called(part, 'forward')} needs the numbers of theta, on the meta device it raised "
-            f"{type(error).__name__}: {error}; compute with torch on theta.device, without .item(), numpy and branches on values"
+            f"{type(error).__name__}: {error}; compute with torch on theta.device, without .item(), numpy and branches "
+            "on values"
         ) from error
     theta.requires_grad_()
     again = ask(part, "forward", lambda: part.forward(theta))
