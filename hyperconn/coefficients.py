@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
+from hyperconn.manifolds.core.errors import PartError
 from hyperconn.predictors import Parameters
 from hyperconn.spec import LayerSpec
 
@@ -51,12 +52,10 @@ def predict(
         base, scale = spec.predictor.affine(raw, parameters, spec.layout)
         return Coefficients(*fused_coefficients(raw, base, scale, CoefficientSpec.from_arguments(*fused), post_gain))
     logits = spec.predictor.logits(x, raw, parameters, spec.layout)
-    _require_shape(spec.predictor, logits, (x.shape[0], spec.layout.total), (spec.layout.total,))
+    _require_logits(spec, logits, x.shape[0])
     pre_size, post_size, *_ = spec.layout.sizes
     pre, post, theta = logits.split([pre_size, post_size, spec.manifold.num_coordinates], -1)
     read, write, H = spec.pre_gate(pre), spec.post_gate(post), spec.manifold(theta)
-    for part, value in ((spec.pre_gate, read), (spec.post_gate, write), (spec.manifold, H)):
-        _require_shape(part, value, (*logits.shape[:-1], *part.value_shape))
     read = read + spec.config.pre_eps if spec.config.pre_eps else read
     write = write * post_gain if post_gain != 1.0 else write
     write = write + spec.config.post_eps if spec.config.post_eps else write
@@ -66,11 +65,14 @@ def predict(
     return Coefficients(read, write, H)
 
 
-def _require_shape(part: object, value: Tensor, *shapes: tuple[int, ...]) -> None:
-    # Parts may be anybody's, and what has another shape may broadcast.
-    if value.shape not in shapes:
-        expected = " or ".join(str(list(shape)) for shape in shapes)
-        raise ValueError(f"{part!r} has to return the shape {expected}, it returned {list(value.shape)}")
+def _require_logits(spec: LayerSpec, logits: object, tokens: int) -> None:
+    # Predictors may be anybody's, and what has another shape may broadcast.
+    total = spec.layout.total
+    if not isinstance(logits, Tensor) or logits.shape not in ((tokens, total), (total,)):
+        got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise PartError(
+            f"logits of {spec.predictor!r} has to return the shape {[tokens, total]} or {[total]}, it returned {got}"
+        )
 
 
 def fused_spec(spec: LayerSpec) -> CoefficientSpec | None:

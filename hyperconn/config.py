@@ -16,8 +16,7 @@ from hyperconn.ends import Ends
 from hyperconn.files import read_table
 from hyperconn.gates import Gate
 from hyperconn.manifolds import Manifold, PluginError
-from hyperconn.manifolds.core.class_check import require_contract
-from hyperconn.manifolds.core.errors import UnknownNameError, shown, unknown_name
+from hyperconn.manifolds.core.errors import UnknownNameError, did_you_mean, shown, unknown_name
 from hyperconn.manifolds.core.map import Map
 from hyperconn.manifolds.core.options import require_int, require_number
 from hyperconn.manifolds.core.plain_data import Options
@@ -104,7 +103,7 @@ class HyperConnectionConfig:
     """
 
     streams: int = 4
-    manifold: str | Manifold = "kronecker"
+    manifold: str | Manifold = "stiefel"
     manifold_options: Mapping[str, Any] = Options()
     predictor: str | Predictor = "width_scaled"
     predictor_options: Mapping[str, Any] = Options()
@@ -128,6 +127,17 @@ class HyperConnectionConfig:
     backend: str = "auto"
 
     _plugins: ClassVar[dict[str, dict[str, str]]]
+
+    def __new__(cls, *_: Any, **fields: Any) -> HyperConnectionConfig:
+        # The generated __init__ would name the slip of a pen, but not what was meant.
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in fields:
+            if name not in known:
+                raise TypeError(
+                    f"{cls.__name__} has no field {name!r}.{did_you_mean(name, known)} Its fields are: "
+                    f"{', '.join(known)}"
+                )
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         require_int(self, "streams", 1)
@@ -169,7 +179,7 @@ class HyperConnectionConfig:
                 )
             self._make(field)  # refuses unknown names, bad options, too many streams
             return
-        require_contract(type(value), kind, f"HyperConnectionConfig: {field}")
+        registry.check(value)
         if options:
             raise TypeError(f"HyperConnectionConfig: {field}_options go with a name; {value!r} has its own options")
         if isinstance(value, Map) and value.n != self.streams:

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from hyperconn.manifolds.core.instance_check import ask, require, require_map, require_tensor, sample_numbers
 from hyperconn.manifolds.core.map import Map, attribute
 from hyperconn.manifolds.registry import Registry
 
@@ -83,7 +84,19 @@ class Gate(Map):
         return tuple(cls(n=n) for n in (1, 2, 3, 4, 8))
 
 
-GATES: Registry[Gate] = Registry("gate", Gate)
+def require_gate(gate: Gate) -> None:
+    """Refuse a gate that is no map, or whose ``inverse`` gives no logits; PartError says why."""
+    require_map(gate)
+    for role in ("reads", "writes"):
+        held: object = getattr(gate, role)
+        require(gate, role, type(held) is bool, "True or False", held)
+    weights = torch.full((gate.n,), 1.0 if gate.writes else 1 / gate.n, dtype=torch.float64)
+    with sample_numbers():
+        logits = ask(gate, "inverse", lambda: gate.inverse(weights))
+        require_tensor(gate, "inverse", logits, (gate.num_coordinates,), dtype=torch.float64)
+
+
+GATES: Registry[Gate] = Registry("gate", Gate, require_gate)
 register, unregister, get, make = GATES.register, GATES.unregister, GATES.get, GATES.make
 available, aliases, provider = GATES.available, GATES.aliases, GATES.provider
 

@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from hyperconn.kernels.passes.normalisation import inverse_rms
+from hyperconn.manifolds.core.errors import PartError
+from hyperconn.manifolds.core.instance_check import ask, called, require, require_tensor, require_value, sample_numbers
 from hyperconn.manifolds.core.map import ClassName, attribute
 from hyperconn.manifolds.core.options import require_bool, require_choice, require_number
 from hyperconn.manifolds.core.plain_data import chosen_options
@@ -137,7 +139,43 @@ class Predictor(ABC):
         return (cls(),)
 
 
-PREDICTORS: Registry[Predictor] = Registry("predictor", Predictor)
+def require_predictor(predictor: Predictor) -> None:
+    """Refuse a predictor that gives no parameters or no logits in a small layout; PartError says why."""
+    require_value(predictor)
+    layout = Layout(2, 3, (2, 2, 4))
+    try:
+        shapes = ask(predictor, "parameters", lambda: predictor.parameters(layout), may=(ValueError,))
+    except ValueError as error:
+        if isinstance(error, PartError):
+            raise
+        return  # another layout, as the message of the layer will say
+    named = isinstance(shapes, Mapping) and all(isinstance(name, str) for name in shapes)
+    require(predictor, "parameters", named, "a dict of names and shapes", shapes)
+    for name, shape in shapes.items():
+        sizes = isinstance(shape, tuple) and all(type(size) is int for size in shape)
+        require(predictor, f"parameters[{name!r}]", sizes, "a shape, a tuple of ints as (4, 8) or (4,)", shape)
+    with sample_numbers():
+        parameters = {name: torch.full(shape, torch.nan, dtype=torch.float64) for name, shape in shapes.items()}
+        start = Start(torch.linspace(-1, 1, layout.total, dtype=torch.float64))
+        with torch.no_grad():
+            ask(predictor, "reset", lambda: predictor.reset(dict(parameters), layout, start))
+        for name, value in parameters.items():
+            if not bool(value.isfinite().all()):
+                raise PartError(
+                    f"{called(predictor, 'reset')} leaves {name!r} as it was, uninitialised memory: write into every "
+                    "parameter in place, with copy_, zero_, fill_ or normal_"
+                )
+        x = torch.sin(torch.arange(30, dtype=torch.float64)).reshape(5, 2, 3)
+        W = ask(predictor, "projection", lambda: predictor.projection(parameters, layout))
+        raw = None
+        if W is not None:
+            require_tensor(predictor, "projection", W, (W.shape[0], layout.width), dtype=x.dtype)
+            raw = torch.cat([x.flatten(1) @ W.mT, x.flatten(1).square().sum(-1, keepdim=True)], -1)
+        logits = ask(predictor, "logits", lambda: predictor.logits(x, raw, parameters, layout))
+        require_tensor(predictor, "logits", logits, (5, layout.total), (layout.total,), dtype=x.dtype)
+
+
+PREDICTORS: Registry[Predictor] = Registry("predictor", Predictor, require_predictor)
 register, unregister, get, make = PREDICTORS.register, PREDICTORS.unregister, PREDICTORS.get, PREDICTORS.make
 available, aliases, provider = PREDICTORS.available, PREDICTORS.aliases, PREDICTORS.provider
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, overload
 
@@ -23,6 +24,9 @@ class HyperConnectionStack(nn.ModuleList):
     Shapes: ``x [..., n, C] -> [..., n, C]``; with delayed reads ``DelayedStreams -> DelayedStreams``. Extra arguments
     reach every branch.
 
+    Warns:
+        UserWarning: several layers, all of one ``layer_index``, as when it was forgotten.
+
     Raises:
         TypeError: something else than HyperConnection modules, or a branch that returns more than its output.
         ValueError: layers whose streams differ.
@@ -36,7 +40,15 @@ class HyperConnectionStack(nn.ModuleList):
     """
 
     def __init__(self, layers: Iterable[HyperConnection]) -> None:
-        super().__init__(_checked(layers))
+        checked = _checked(layers)
+        super().__init__(checked)
+        indices = {layer.layer_index for layer in checked}
+        if len(checked) > 1 and len(indices) == 1 and checked[0].config.streams > 1:
+            warnings.warn(
+                f"HyperConnectionStack: all {len(checked)} layers have layer_index={indices.pop()}, so that every read "
+                "starts from the same stream; pass layer_index=i to layer i",
+                stacklevel=2,
+            )
 
     def forward(self, x: Tensor | DelayedStreams, *args: Any, **kwargs: Any) -> Tensor | DelayedStreams:
         """Run the layers in order: ``[..., n, C] -> [..., n, C]``; without any, x itself."""

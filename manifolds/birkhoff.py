@@ -22,9 +22,9 @@ _CONVERGED = 200
 @register("birkhoff", "sinkhorn", "mhc")
 @dataclass(frozen=True)
 class Birkhoff(Manifold):
-    r"""Doubly stochastic matrices, reached by alternately normalising columns and rows of ``exp(theta)``.
+    """Doubly stochastic matrices, reached by alternately normalising columns and rows of ``exp(theta)``.
 
-    **Set**: :math:`H \ge 0,\; H 1 = 1,\; H^\top 1 = 1`.
+    **Set**: ``H ≥ 0, H 1 = 1, Hᵀ 1 = 1``.
 
     **Map**: n² logits, row by row; ``iterations`` sweeps, each first along ``first_axis`` and then along the
     other one. In the log domain, so finite for every finite logit. Not a bijection: adding constants along the

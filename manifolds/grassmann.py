@@ -19,12 +19,12 @@ from hyperconn.manifolds.registry import register
 @register("grassmann")
 @dataclass(frozen=True)
 class Grassmann(Manifold):
-    r"""Projectors onto p-dimensional subspaces.
+    """Projectors onto p-dimensional subspaces.
 
-    **Set**: :math:`H = H^\top = H^2,\; \mathrm{tr}\,H = p`. It does **not** contain the identity (p < n).
+    **Set**: ``H = Hᵀ = H², tr H = p``. It does **not** contain the identity (p < n).
 
     **Map**: the p(n−p) coordinates are a (n−p)×p block B, row by row; U is the first p columns of the Cayley
-    transform of :math:`\begin{pmatrix}0 & -B^\top\\ B & 0\end{pmatrix}` and :math:`H = U U^\top`. Every
+    transform of ``[[0, −Bᵀ], [B, 0]]`` and ``H = U Uᵀ``. Every
     projector of rank p is reached.
 
     **Exactness**: exact to rounding for any finite coordinates.

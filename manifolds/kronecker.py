@@ -37,7 +37,7 @@ def prime_factors(n: int) -> tuple[int, ...]:
 @register("kronecker", "kromhc")
 @dataclass(frozen=True)
 class Kronecker(Manifold):
-    r"""Products :math:`U_1 \otimes \cdots \otimes U_K` of members of smaller manifolds.
+    """Products ``U₁ ⊗ … ⊗ U_K`` of members of smaller manifolds.
 
     **Set**: it inherits the invariants that all factors have and that Kronecker products preserve; with the
     default factors it is a set of doubly stochastic matrices.

@@ -29,12 +29,12 @@ def permutation_matrices(n: int) -> Tensor:
 @register("permutation", "bvn", "mhc-lite")
 @dataclass(frozen=True)
 class Permutation(Manifold):
-    r"""Doubly stochastic matrices as convex combinations of all n! permutation matrices.
+    """Doubly stochastic matrices as convex combinations of all n! permutation matrices.
 
-    **Set**: :math:`H \ge 0,\; H 1 = 1,\; H^\top 1 = 1`; by Birkhoff and von Neumann this map reaches all of
+    **Set**: ``H ≥ 0, H 1 = 1, Hᵀ 1 = 1``; by Birkhoff and von Neumann this map reaches all of
     its interior, and the rest in the limit.
 
-    **Map**: :math:`H = \sum_k \mathrm{softmax}(\theta)_k P_k` with the permutations in the order of
+    **Map**: ``H = Σₖ softmax(θ)ₖ Pₖ`` with the permutations in the order of
     ``itertools.permutations(range(n))``, the identity first.
 
     **Exactness**: exact to rounding for any finite coordinates. Costs n! coordinates: 24 at n = 4, 720 at n = 6.

@@ -54,13 +54,13 @@ def helmert_square(n: int) -> Tensor:
 @register("spectral_sphere", "shc")
 @dataclass(frozen=True)
 class SpectralSphere(Manifold):
-    r"""Spectral norm one, row and column sums one, signs free.
+    """Spectral norm one, row and column sums one, signs free.
 
-    **Set**: :math:`\|H\|_2 = 1,\; H 1 = 1,\; H^\top 1 = 1`.
+    **Set**: ``‖H‖₂ = 1, H 1 = 1, Hᵀ 1 = 1``.
 
-    **Map**: :math:`H = J + Z\,U\,\mathrm{diag}(\tanh s)\,V^\top Z^\top` with :math:`J = 11^\top/n`, Z the Helmert
+    **Map**: ``H = J + Z U diag(tanh s) Vᵀ Zᵀ`` with ``J = 11ᵀ/n``, Z the Helmert
     basis of the complement of 1, and U, V the Cayley transforms of the skew matrices with upper triangles
-    :math:`\gamma\tanh(z)`. Coordinates in the groups u | v | s: (n−1)(n−2)/2 twice, and n−1.
+    ``γ tanh(z)``. Coordinates in the groups u | v | s: (n−1)(n−2)/2 twice, and n−1.
 
     **Exactness**: exact to rounding for any finite coordinates. The singular values are ``|tanh s|`` and 1.
 

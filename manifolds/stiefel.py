@@ -20,13 +20,13 @@ from hyperconn.manifolds.registry import register
 @register("stiefel", "cayley", "jpmhc")
 @dataclass(frozen=True)
 class Stiefel(Manifold):
-    r"""Rotations: orthogonal matrices without the eigenvalue −1, by the Cayley transform.
+    """Rotations: orthogonal matrices without the eigenvalue −1, by the Cayley transform.
 
-    **Set**: :math:`H^\top H = I`, :math:`\det H = 1`.
+    **Set**: ``Hᵀ H = I``, ``det H = 1``.
 
     **Map**: the n(n−1)/2 coordinates are the strict upper triangle of a skew matrix A, row by row, and
-    :math:`H = (I + A)^{-1}(I - A)`. With ``generator="full"`` they are the n² entries of a matrix W, row by row, and
-    :math:`A = (W - W^\top)/2`: so many JPmHC predicts. The identity is θ = 0, exactly.
+    ``H = (I + A)⁻¹(I − A)``. With ``generator="full"`` they are the n² entries of a matrix W, row by row, and
+    ``A = (W − Wᵀ)/2``: so many JPmHC predicts. The identity is θ = 0, exactly.
 
     **Exactness**: ``method="cayley"`` is exact to rounding for any finite coordinates. ``method="iterative"``
     is the paper's fixed-point iteration ``Y ← I + (α/2) W (I + Y)`` from ``Y = I + αW``; it is **not exact** (``HᵀH``

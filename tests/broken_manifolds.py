@@ -203,7 +203,7 @@ _NEIGHBOURS = Invariant(
 _NEGATION = Symmetry("negation", "m(−θ) = m(θ)ᵀ", lambda theta, draw: -theta, lambda H, draw: H.mT)
 _ROTATIONS = (replace(invariants.orthogonal, closed_under_mixtures=True), invariants.spectral_norm)
 _CALLS = itertools.count()
-_forward = Circulant.forward
+_call, _forward = Circulant.__call__, Circulant.forward
 
 
 def made(law: str, name: str, base: type[Manifold] = Circulant, n: int = 3, **members: Any) -> Manifold:
@@ -213,7 +213,7 @@ def made(law: str, name: str, base: type[Manifold] = Circulant, n: int = 3, **me
 
 
 MADE = (
-    made("shape", "FlattensBatches", _Plain, forward=lambda m, theta: _forward(m, theta.reshape(-1, m.n))),
+    made("shape", "FlattensBatches", _Plain, __call__=lambda m, theta: _call(m, theta).reshape(-1, m.n, m.n)),
     made(
         "dtype", "IdentityInDefaultDtype", identity=lambda m, **kind: Circulant.identity(m, device=kind.get("device"))
     ),

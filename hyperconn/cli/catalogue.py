@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 from collections.abc import Callable
+from itertools import takewhile
 from typing import Annotated, Any
 
 import torch
@@ -20,7 +22,7 @@ from hyperconn.gates import GATES, Gate
 from hyperconn.lab.measure import kind_of
 from hyperconn.manifolds import Manifold, PluginError
 from hyperconn.manifolds.core.errors import NotAllowedError, UnknownNameError, unknown_name
-from hyperconn.manifolds.registry import MANIFOLDS, Registry
+from hyperconn.manifolds.registry import MANIFOLDS, Registry, plugins
 from hyperconn.predictors import PREDICTORS, Layout, Predictor
 
 
@@ -37,7 +39,13 @@ def list_() -> None:
         config = HyperConnectionConfig.preset(name)
         presets.add_row(name, *(getattr(config, key) for key in keys))
     output.print(presets)
-    for reason in broken:
+    shadowed = [
+        f"{plugin} is not used: the name belongs to {taken.__module__}.{taken.__qualname__}"
+        for registry in Registry.all
+        for plugin in plugins.installed(registry.kind)
+        if (taken := registry.shadow(plugin)) is not None
+    ]
+    for reason in (*broken, *shadowed):
         say(f"– {reason}")
     missing = triton_missing()
     if missing:
@@ -101,11 +109,14 @@ def _fused(part: Any) -> str:
 
 
 def _doc(part: object) -> str:
-    return inspect.getdoc(type(part)) or "(no docstring)"
+    """The docstring as plain text: what it says, without its marks and without the examples for Python."""
+    lines = (inspect.getdoc(type(part)) or "(no docstring)").splitlines()
+    said = "\n".join(takewhile(lambda line: not line.startswith(">>> "), lines)).strip()
+    return re.sub(r"``|\*\*|:\w+:(?=`)|(?<=\w)`_+|`", "", said)
 
 
 def _summary(part: object) -> str:
-    return _doc(part).partition("\n")[0].replace("``", "")
+    return _doc(part).partition("\n")[0]
 
 
 def show(

@@ -21,10 +21,11 @@ from hyperconn.cli.run_options import (
 )
 from hyperconn.files import write_atomically
 from hyperconn.lab import LabConfig, Run, load_corpus
-from hyperconn.lab.checkpoint import CheckpointNotWrittenError, load_checkpoint
+from hyperconn.lab.checkpoint import FORMAT, CheckpointNotWrittenError, load_checkpoint, read_checkpoint
 from hyperconn.lab.run import DivergedError
 from hyperconn.lab.training import CHECKPOINT, METRICS, sample, write_metrics
 from hyperconn.lab.training import train as run_to_the_end
+from hyperconn.manifolds.registry.provenance import install_hints
 
 CURVE, SAMPLE = "curve.png", "sample.txt"
 PROMPT, SAMPLED = 64, 256  # bytes
@@ -44,7 +45,10 @@ def train(
     checkpoint = folder / CHECKPOINT
     with bad_input():
         require_plots()
-        settings = with_options(LabConfig.from_file(config), data=data, seed=seed, steps=steps, threads=threads)
+        # The config names a part, the checkpoint says who provides it: where it is gone, what to install.
+        written = read_checkpoint(checkpoint, FORMAT, "train")["config"].get("hyper_connection", {}) if resume else {}
+        with install_hints(written.get("plugins", {}), f"the run in {folder}"):
+            settings = with_options(LabConfig.from_file(config), data=data, seed=seed, steps=steps, threads=threads)
         if checkpoint.exists() and not resume:
             raise ValueError(f"{checkpoint} exists; go on from it with --resume, or choose another --out folder")
         run = Run(settings, load_corpus(settings.data, settings.model.context))

@@ -54,11 +54,22 @@ def again(subject: Map, law: str, case: Case | None) -> str:
 def crash(error: BaseException) -> Measured:
     """The measurement that an error of the code under test amounts to, on one line that any terminal can print.
 
-    The error itself is the cause of the LawViolation, in full.
+    The error itself is the cause of the LawViolation, in full. One that came up in a law's own lines, and not below
+    them in the map, is no statement about the map.
     """
     said = " ".join(str(error).split()).encode("utf-8", "backslashreplace").decode("utf-8")
     said = said if len(said) <= _LONGEST_ERROR else f"{said[:_LONGEST_ERROR]} …"
-    return Measured(f"error {type(error).__name__}: {said}; failures", 1.0, 0.0)
+    kind = "not measured, the law itself met" if _in_a_law(error) else "error"
+    return Measured(f"{kind} {type(error).__name__}: {said}; failures", 1.0, 0.0)
+
+
+def _in_a_law(error: BaseException) -> bool:
+    """Whether the innermost line that Python saw is one of this package."""
+    trace, module = error.__traceback__, ""
+    while trace is not None:
+        module = str(trace.tb_frame.f_globals.get("__name__"))
+        trace = trace.tb_next
+    return module.startswith("hyperconn.testing.")
 
 
 @dataclass(frozen=True)

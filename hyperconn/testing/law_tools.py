@@ -42,7 +42,8 @@ def available(call: Callable[[], object]) -> bool:
 
 def has_right_inverse(manifold: Manifold) -> bool:
     """Whether ``coordinates`` is there at all; what it is worth is for a law to say."""
-    return available(lambda: manifold.coordinates(manifold(manifold.identity(dtype=torch.float64))))
+    inherited = type(manifold).coordinates is Manifold.coordinates
+    return not inherited and available(lambda: manifold.coordinates(manifold(manifold.identity(dtype=torch.float64))))
 
 
 def worst_residual(invariants: Sequence[Invariant], H: Tensor) -> Tensor:

@@ -117,6 +117,8 @@ def choose(cls: object, sizes: Sequence[int] | None = None) -> tuple[Map, ...]:
         raise ContractError(f"{error}; {GUIDE}") from error
     assert isinstance(cls, type)
     examples = _examples(cls)
+    for example in examples:
+        _require_working(registry, example)
     if registry is PREDICTORS:
         return tuple(case for example in examples for case in predictor_cases(example))
     if sizes is None:
@@ -148,6 +150,14 @@ def _examples(cls: Any) -> tuple[Any, ...]:
     if issubclass(cls, Map) and not all(hasattr(example, "n") for example in examples):
         raise ContractError(f"a {cls.__name__} has no n: its __init__ does not set the field; {GUIDE}")
     return examples
+
+
+def _require_working(registry: Registry[Any], part: Any) -> None:
+    """First, because every law would fail on what is no map at all, each in its own words."""
+    try:
+        registry.check(part)
+    except (TypeError, ValueError) as error:
+        raise ContractError(f"{error}; {GUIDE}") from error
 
 
 def predictor_cases(predictor: Predictor) -> tuple[PredictorCase, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
@@ -62,24 +63,44 @@ def by_law(verdicts: Sequence[Verdict]) -> dict[str, list[Verdict]]:
 
 
 def rows(verdicts: Sequence[Verdict]) -> Iterator[tuple[str, ...]]:
-    """A row for each law under ``HEAD``, with the measurement that is worst."""
+    """A row for each law under ``HEAD``, with the measurement that is worst; an error is written out once."""
+    seen: dict[str, str] = {}
     for law, found in by_law(verdicts).items():
         worst = found[0].worst
         value, sign = f"{worst.what}: {worst.value:.3g}", "≥" if worst.lower else "≤"
+        first = seen.setdefault(_cause(found[0]), law)
+        value = value if first == law else f"as in {first}"
         cases = str(sum(verdict.cases for verdict in found))
         bound = "–" if math.isinf(worst.bound) else f"{sign} {worst.bound:.3g}"
         yield law, "yes" if found[0].holds else "NO", cases, value, bound, expression(found[0].subject)
 
 
 def failures(verdicts: Sequence[Verdict]) -> list[str]:
-    """For each broken law: which promise, on what, and how to see it again."""
-    said = []
+    """The first broken law in full, for the others may follow from it; then a line for each other cause."""
+    by_cause: dict[str, list[list[Verdict]]] = {}
     for found in by_law(verdicts).values():
-        broken = [verdict for verdict in found if not verdict.holds]
-        if broken:
-            first = broken[0]
+        if not found[0].holds:
+            by_cause.setdefault(_cause(found[0]), []).append(found)
+    said: list[str] = []
+    for causes in by_cause.values():
+        found, *same = causes
+        first, count = found[0], sum(not verdict.holds for verdict in found)
+        others = f"; the same in {', '.join(each[0].law for each in same)}" if same else ""
+        if said:
+            said.append(f"{expression(first.subject)} also breaks {first.law}: {first.worst}{others}")
+        else:
             said.append(
                 f"{expression(first.subject)} breaks {first.law}: {first.statement}\n{first.worst}; broken on "
-                f"{len(broken)} of {len(found)} instances\nSee it again: {again(first.subject, first.law, first.case)}"
+                f"{count} of {len(found)} instances{others}\n"
+                f"See it again: {again(first.subject, first.law, first.case)}"
             )
+    if len(said) > 1:
+        said.append("What is broken further down may follow from the first: mend that one, then run the laws again.")
     return said
+
+
+def _cause(verdict: Verdict) -> str:
+    """What is the same for laws that fail alike: the error, whatever sizes it names; otherwise the law."""
+    kind, error, _ = verdict.worst.what.partition(": ")
+    raised = not verdict.holds and kind.startswith(("error ", "not measured"))
+    return re.sub(r"\[[\d, ]*\]|\d+", "#", verdict.worst.what) if raised and error else verdict.law

@@ -27,6 +27,10 @@ class PluginError(ValueError):
     """An installed plugin that cannot be used. Its message names the entry point, the distribution and its version."""
 
 
+class PartError(TypeError, ValueError):
+    """A part does not do what its class has to: the message names the member, what was expected and what it gave."""
+
+
 class NotAllowedError(UnknownNameError):
     """The name of an installed plugin that ``HYPERCONN_PLUGINS`` does not allow."""
 
@@ -54,11 +58,16 @@ def shown(value: object) -> str:
 _LONGEST_COMPARED = 100
 
 
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """A question with the nearest names, with a blank before it; empty where nothing is near."""
+    text = name if isinstance(name, str) else shown(name)
+    near = difflib.get_close_matches(text, list(known), n=3, cutoff=0.5) if len(text) <= _LONGEST_COMPARED else []
+    return f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+
+
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> UnknownNameError:
     """Build the error for an unknown ``name`` of a ``kind``, with suggestions."""
-    names, text = sorted(known), name if isinstance(name, str) else shown(name)
-    near = difflib.get_close_matches(text, names, n=3, cutoff=0.5) if len(text) <= _LONGEST_COMPARED else []
-    hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
-    error = UnknownNameError(f"unknown {kind} {shown(name)}.{hint} Known: {', '.join(names)}.")
+    names = sorted(known)
+    error = UnknownNameError(f"unknown {kind} {shown(name)}.{did_you_mean(name, names)} Known: {', '.join(names)}.")
     error.kind, error.name, error.known = kind, name, tuple(names)
     return error

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hyperconn.manifolds.core.errors import PartError, shown
 from hyperconn.manifolds.core.invariants import Invariant
 from hyperconn.manifolds.core.map import Map, attribute, real_numbers, working_dtype
 from hyperconn.manifolds.core.symmetries import Symmetry
@@ -117,7 +118,7 @@ class Manifold(Map):
     def identity(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Tensor:
         """``[P]`` coordinates of the identity, or of the nearest point that the map reaches."""
         with real_numbers():
-            numbers = torch.as_tensor(self.identity_coordinates(), dtype=torch.float64).tolist()
+            numbers = self._numbers("identity_coordinates", self.identity_coordinates())
         return torch.tensor(numbers, dtype=dtype, device=device)
 
     def initial(
@@ -129,8 +130,20 @@ class Manifold(Map):
     ) -> Tensor:
         """``[P]`` coordinates near the identity from which ``H`` can still learn, see ``initial_coordinates``."""
         with real_numbers():
-            numbers = torch.as_tensor(self.initial_coordinates(float(sharpness)), dtype=torch.float64).tolist()
+            numbers = self._numbers("initial_coordinates", self.initial_coordinates(float(sharpness)))
         return torch.tensor(numbers, dtype=dtype, device=device)
+
+    def _numbers(self, member: str, given: object) -> list[float]:
+        """What ``identity_coordinates`` and its like gave, as ``P`` numbers."""
+        wanted = f"{member} of {type(self).__qualname__}(n={self.n}) must return {self.num_coordinates} numbers, one"
+        try:
+            numbers = torch.as_tensor(given, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError):
+            raise PartError(f"{wanted} a coordinate, got {shown(given)}") from None
+        if numbers.shape != (self.num_coordinates,):
+            raise PartError(f"{wanted} a coordinate, got shape {list(numbers.shape)}")
+        found: list[float] = numbers.tolist()
+        return found
 
     def violation(self, H: Tensor) -> Tensor:
         """Worst residual of ``H [..., n, n]`` over every invariant: ``[...]`` in float64, NaN where H is NaN."""

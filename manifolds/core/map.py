@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from hyperconn.kernels.autocast import without_autocast
+from hyperconn.manifolds.core.errors import PartError
 from hyperconn.manifolds.core.options import require_int
 from hyperconn.manifolds.core.plain_data import chosen_options
 
@@ -123,6 +124,7 @@ class Map(ABC):
         Raises:
             TypeError: theta is not a floating point tensor.
             ValueError: its last dimension is not ``num_coordinates``.
+            PartError: ``forward`` returned something else (a TypeError and a ValueError).
         """
         if not isinstance(theta, Tensor):
             raise TypeError(f"{self!r} maps a tensor of coordinates, got {type(theta).__name__}")
@@ -136,7 +138,13 @@ class Map(ABC):
                 f"{self._hint()}"
             )
         with without_autocast(theta.device):
-            return self.forward(theta.to(working_dtype(theta.dtype))).to(theta.dtype)
+            value = self.forward(theta.to(working_dtype(theta.dtype)))
+        # Classes may be anybody's, and what has another shape may broadcast.
+        if not isinstance(value, Tensor) or value.shape != (*theta.shape[:-1], *self.value_shape):
+            got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            expected = [*theta.shape[:-1], *self.value_shape]
+            raise PartError(f"forward of {self!r} has to return a tensor of shape {expected}, it returned {got}")
+        return value.to(theta.dtype)
 
 
 @contextmanager

@@ -13,6 +13,30 @@ from hyperconn.manifolds.registry.provenance import check_plugin_records, plugin
 _NOTE, _PLUGINS = "hyperconn", "hyperconn_plugins"
 
 
+class _Difference(str):
+    """A message about all modules that differ from what was saved in the same way."""
+
+    first: str
+    differs: str
+    times: int
+
+    @classmethod
+    def of(cls, first: str, differs: str, times: int) -> _Difference:
+        others = f" and {times - 1} more like it" if times > 1 else ""
+        message = cls(f"{first}{others}: {differs}")
+        message.first, message.differs, message.times = first, differs, times
+        return message
+
+
+def _add(messages: list[str], module: str, differs: str) -> None:
+    """One message for a difference, however many layers have it."""
+    for k, message in enumerate(messages):
+        if isinstance(message, _Difference) and message.differs == differs:
+            messages[k] = _Difference.of(message.first, differs, message.times + 1)
+            return
+    messages.append(_Difference.of(module, differs, 1))
+
+
 class CheckpointNote(nn.Module):
     """A module whose numbers mean something else under other options.
 
@@ -47,11 +71,11 @@ class CheckpointNote(nn.Module):
         except ValueError as error:
             problems.append(str(error))
         differs = self._differences(metadata.get(_NOTE))
-        if differs is not None:
-            problems.append(f"{prefix.rstrip('.') or type(self).__name__}: {differs}")
         if problems:
-            error_msgs += problems
-        else:
+            error_msgs += [problem for problem in problems if problem not in error_msgs]
+        if differs is not None:
+            _add(error_msgs, prefix.rstrip(".") or type(self).__name__, differs)
+        if not problems and differs is None:
             super()._load_from_state_dict(*args)
 
     def _differences(self, saved: object) -> str | None:

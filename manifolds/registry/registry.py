@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import re
 import sys
 import threading
+import warnings
 from collections.abc import Callable
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from hyperconn.manifolds.core.class_check import require_contract
-from hyperconn.manifolds.core.errors import NotAllowedError, PluginError, shown, unknown_name
+from hyperconn.manifolds.core.errors import (
+    NotAllowedError,
+    PartError,
+    PluginError,
+    did_you_mean,
+    shown,
+    unknown_name,
+)
 from hyperconn.manifolds.registry import plugins
 from hyperconn.manifolds.registry.plugins import Plugin, Provider
 from hyperconn.manifolds.registry.plugins import part_key as _key
+
+_NAME = re.compile(r"\w[\w.-]*")
 
 P = TypeVar("P")
 C = TypeVar("C", bound=type)
@@ -36,12 +47,16 @@ class Registry(Generic[P]):
         kind: what messages call such a part, ``"manifold"``; entry points of the group ``hyperconn.manifolds`` are
             plugins.
         base: the class that all of them derive from.
+        require: raises what is wrong with an instance of such a class.
     """
 
     all: ClassVar[list[Registry[Any]]] = []
 
-    def __init__(self, kind: str, base: type[Any]) -> None:
-        self.kind, self.base = kind, base
+    def __init__(self, kind: str, base: type[Any], require: Callable[[Any], None]) -> None:
+        self.kind, self.base, self.require = kind, base, require
+        # Classes of which an instance was seen to work.
+        self._working: WeakSet[type[Any]] = WeakSet()
+        self._shadows_told = False
         # Under the keys of names and aliases alike. Written with the lock held, read without.
         self._entries: dict[str, _Entry] = {}
         self._providers: WeakKeyDictionary[type[Any], Provider | None] = WeakKeyDictionary()
@@ -58,8 +73,19 @@ class Registry(Generic[P]):
 
         Raises:
             TypeError: no complete subclass of the base, or annotated fields without ``@dataclass(frozen=True)``.
-            ValueError: a name that is taken, a class with another name of its own or written for another API version.
+            ValueError: a name that is taken or none, a class with another name of its own or written for another API
+                version.
         """
+        for each in (name, *aliases):
+            if not isinstance(each, str):
+                raise TypeError(
+                    f'{self.kind} names are strings, got {shown(each)}; write @register("my-name") above the class'
+                )
+            if _NAME.fullmatch(each) is None:
+                raise ValueError(
+                    f"register({shown(each)}): a {self.kind} name is made of letters, digits, -, _ and ., without "
+                    "blanks, for it stands in configs and on command lines"
+                )
 
         def add(cls: C) -> C:
             require_contract(cls, self.base, f"register({name!r})")
@@ -69,7 +95,8 @@ class Registry(Generic[P]):
                     if owner is not None and (owner.cls is not cls or _key(owner.name) != _key(name)):
                         raise ValueError(
                             f"{self.kind} name {taken!r} is already taken by "
-                            f"{owner.cls.__module__}.{owner.cls.__name__}"
+                            f"{owner.cls.__module__}.{owner.cls.__name__}; register {cls.__qualname__} under another "
+                            f"name, or first forget the old one: unregister({taken!r})"
                         )
                 own = vars(cls).get("name", name)  # an inherited name would be the parent's
                 if not isinstance(own, str) or _key(own) != _key(name):
@@ -101,7 +128,23 @@ class Registry(Generic[P]):
 
     def _find(self, name: str) -> _Entry:
         entry = self._entries.get(_key(self._require_str(name)))
-        return self._load(name) if entry is None else entry
+        if entry is None:
+            return self._load(name)
+        if not self._shadows_told:
+            self._tell_shadows()
+        return entry
+
+    def _tell_shadows(self) -> None:
+        """Warn of plugins that are not used because of their names, once a process: it takes reading metadata."""
+        self._shadows_told = True
+        for plugin in plugins.installed(self.kind):
+            taken = self.shadow(plugin)
+            if taken is not None and plugins.is_allowed(plugin):
+                warnings.warn(
+                    f"{plugin} is not used: the name belongs to {taken.__module__}.{taken.__qualname__}; rename the "
+                    "entry point and the class to use it",
+                    stacklevel=4,
+                )
 
     def _load(self, name: str) -> _Entry:
         """The entry of a plugin, imported now."""
@@ -180,14 +223,49 @@ class Registry(Generic[P]):
         4
         """
         cls = self.get(name)
-        known = [field.name for field in dataclasses.fields(cls) if field.init]  # type: ignore[arg-type]
+        fields = [field for field in dataclasses.fields(cls) if field.init]  # type: ignore[arg-type]
+        known = [field.name for field in fields]
+        others = ", ".join(field for field in known if field != "n") or "none"
         for option in options:
             if option not in known:
-                others = ", ".join(field for field in known if field != "n") or "none"
                 raise TypeError(
-                    f"{self.kind} {self.resolve(name)!r} has no option {shown(option)}; its options are: {others}"
+                    f"{self.kind} {self.resolve(name)!r} has no option {shown(option)}; "
+                    f"its options are: {others}.{did_you_mean(option, known)}"
                 )
-        return cls(**options)
+        for field in fields:
+            if field.name not in options and field.default is field.default_factory is dataclasses.MISSING:
+                raise TypeError(
+                    f"{self.kind} {self.resolve(name)!r} needs the option {field.name!r}, which has no default; its "
+                    f"options are: {others}"
+                )
+        try:
+            part: P = cls(**options)
+        except dataclasses.FrozenInstanceError as error:
+            raise PartError(
+                f"{self.kind} {cls.__qualname__}: {error}, for parts are frozen: leave __init__ to the dataclass, and "
+                "make what __post_init__ would store a property"
+            ) from error
+        self.check(part)
+        return part
+
+    def check(self, part: P) -> None:
+        """Refuse a part that does not do what its class has to; the first instance of a class is looked at.
+
+        Raises:
+            TypeError, ValueError: what ``register`` raises.
+            PartError: what only an instance shows, a ``forward`` that returns another shape, say.
+        """
+        cls = type(part)
+        if cls in self._working:
+            return
+        origin = self.provider(cls)
+        what = f"{self.kind} {cls.__qualname__}" + ("" if origin is None else f" of {origin}")
+        require_contract(cls, self.base, what)
+        try:
+            self.require(part)
+        except PartError as error:
+            raise PartError(f"{what}: {error}") from error
+        self._working.add(cls)
 
     def provider(self, part: str | P | type[P]) -> Provider | None:
         """The distribution that a part comes from, given its name, class or instance; None if no distribution did.

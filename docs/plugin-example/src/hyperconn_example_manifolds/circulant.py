@@ -22,13 +22,13 @@ circulant = Invariant(
 
 @dataclass(frozen=True)
 class Circulant(Manifold):
-    r"""Mixtures of the n cyclic shifts of the streams.
+    """Mixtures of the n cyclic shifts of the streams.
 
-    **Set**: :math:`H \ge 0,\; H 1 = 1,\; H_{i+1, j+1} = H_{ij}` (indices mod n). Doubly stochastic, and closed under
+    **Set**: ``H ≥ 0, H 1 = 1, H[i+1, j+1] = H[i, j]`` (indices mod n). Doubly stochastic, and closed under
     products and mixtures.
 
-    **Map**: :math:`H = \sum_k \mathrm{softmax}(\theta)_k \Pi^k` with the shift :math:`\Pi_{i, i+1} = 1`, so that
-    :math:`H_{ij} = \mathrm{softmax}(\theta)_{(j - i) \bmod n}`. It reaches the interior of the set, and the rest, the
+    **Map**: ``H = Σₖ softmax(θ)ₖ Πᵏ`` with the shift ``Π[i, i+1] = 1``, so that
+    ``H[i, j] = softmax(θ)[(j − i) mod n]``. It reaches the interior of the set, and the rest, the
     identity included, in the limit.
 
     **Exactness**: exact to rounding for any finite coordinates. n coordinates, n² entries copied.

@@ -15,9 +15,9 @@ from hyperconn.manifolds.core.options import require_int
 
 @dataclass(frozen=True)
 class Orthostochastic(Manifold):
-    r"""Generalised orthostochastic matrices: mean squares over the s×s blocks of a rotation of size ns.
+    """Generalised orthostochastic matrices: mean squares over the s×s blocks of a rotation of size ns.
 
-    **Set**: :math:`H_{ij} = \|Q_{ij}\|_F^2 / s` for the s×s blocks of some :math:`Q \in SO(ns)`. All of it is doubly
+    **Set**: ``Hᵢⱼ = ‖Qᵢⱼ‖² / s`` for the s×s blocks of some ``Q ∈ SO(ns)``. All of it is doubly
     stochastic, because the rows and columns of Q have norm 1. s = 1 gives the orthostochastic matrices, and
     the larger s, the more of the doubly stochastic ones.
 

@@ -21,12 +21,12 @@ determinant_one = Invariant(
 
 @dataclass(frozen=True)
 class Quaternion(Manifold):
-    r"""The rotations of four streams, x ↦ p x q with unit quaternions p and q.
+    """The rotations of four streams, x ↦ p x q with unit quaternions p and q.
 
-    **Set**: :math:`H^\top H = I,\; \det H = 1`, n = 4.
+    **Set**: ``Hᵀ H = I, det H = 1``, n = 4.
 
-    **Map**: :math:`H = L(p) R(q)`, a left and a right isoclinic rotation, which commute. Three coordinates v each, by
-    stereographic projection, :math:`p = (1 + v)^2 / (1 + |v|^2)`, with v as a quaternion without real part. The
+    **Map**: ``H = L(p) R(q)``, a left and a right isoclinic rotation, which commute. Three coordinates v each, by
+    stereographic projection, ``p = (1 + v)² / (1 + |v|²)``, with v as a quaternion without real part. The
     identity is θ = 0, exactly. A quaternion p = −1 is the limit of infinite coordinates; as (p, q) and (−p, −q) are
     one rotation, every rotation but −I is reached, and −I in the limit.
 

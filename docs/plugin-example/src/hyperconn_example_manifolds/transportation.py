@@ -15,11 +15,11 @@ _FAR = 64.0  # exp(-64) vanishes beside 1 in float64
 
 @dataclass(frozen=True)
 class Transportation(Manifold):
-    r"""Doubly stochastic matrices as points of the transportation polytope with all margins 1.
+    """Doubly stochastic matrices as points of the transportation polytope with all margins 1.
 
-    **Set**: :math:`H \ge 0,\; H 1 = 1,\; H^\top 1 = 1`.
+    **Set**: ``H ≥ 0, H 1 = 1, Hᵀ 1 = 1``.
 
-    **Map**: entry by entry, row by row, :math:`H_{ij} = L + (U - L)\,\sigma(\theta_{ij})`, where [L, U] is what the
+    **Map**: entry by entry, row by row, ``Hᵢⱼ = L + (U − L) σ(θᵢⱼ)``, where [L, U] is what the
     entries before it leave to it: at most what remains of its row and of its column, and enough for the later columns
     to hold the rest of the row. (n−1)² coordinates, as many as the set has dimensions; the last row and column are
     what remains. Every matrix with positive entries is reached, and the others, the identity included, in the limit.
