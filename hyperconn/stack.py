@@ -42,11 +42,10 @@ class HyperConnectionStack(nn.ModuleList):
     def __init__(self, layers: Iterable[HyperConnection]) -> None:
         checked = _checked(layers)
         super().__init__(checked)
-        indices = {layer.layer_index for layer in checked}
-        if len(checked) > 1 and len(indices) == 1 and checked[0].config.streams > 1:
+        if len(checked) > 1 and checked[0].config.streams > 1 and not any(layer.layer_index for layer in checked):
             warnings.warn(
-                f"HyperConnectionStack: all {len(checked)} layers have layer_index={indices.pop()}, so that every read "
-                "starts from the same stream; pass layer_index=i to layer i",
+                f"HyperConnectionStack: all {len(checked)} layers have layer_index=0, so that every read starts from "
+                "the same stream; pass layer_index=i to layer i",
                 stacklevel=2,
             )
 

@@ -275,7 +275,7 @@ OPTIONS = "options are a table of names and values, got "
     ("table", "message"),
     [
         *(({"streams": value}, rf"^{OWN}streams must .*, got {value!r}$") for value in (4.0, "4", True, None)),
-        ({"streams": 100_000}, r"^Kronecker: n must be at least 1 and at most 1024, got 100000"),
+        ({"streams": 100_000}, r"^Stiefel: n must be at least 1 and at most 1024, got 100000"),
         *(
             ({name: value}, rf"^{OWN}{name} is a name, one of .*, or a \w+ object, got {value!r}$")
             for name in PARTS

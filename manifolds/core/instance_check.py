@@ -6,8 +6,8 @@ be, and whether ``forward``, called on two tokens, gives tensors of the right sh
 
 from __future__ import annotations
 
-import functools
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
