@@ -34,23 +34,22 @@ WARMUP = 20  # steps
 
 
 def variants() -> dict[str, HyperConnectionConfig | None]:
-    """The default, and what differs from it in one thing; None is the plain residual."""
+    """The default, what differs from it in one thing, and from it with kronecker; None is the plain residual."""
     default = HyperConnectionConfig()
-    changes: dict[str, dict[str, Any]] = {
-        "default": {},
-        "predictor static": {"predictor": "static"},
-        "predictor flat": {"predictor": "flat"},
+    changes: dict[str, dict[str, Any]] = {"default": {}}
+    others = ("kronecker", "permutation", "spectral_sphere", "identity", "unconstrained")
+    changes |= {name: {"manifold": name} for name in others}
+    changes |= {
+        "static": {"predictor": "static"},
+        "flat": {"predictor": "flat"},
         "rate 1": {"predictor_options": {"rate": 1.0}},
         "rate 100": {"predictor_options": {"rate": 100.0}},
         "random fn": {"fn_std": 0.1},
-        "gates of mHC": {"pre_gate": "sigmoid", "post_gate": "double_sigmoid"},
-        "softmax read": {"pre_gate": "softmax"},
-        "sharpness 1": {"sharpness": 1.0},
-        "sharpness 8": {"sharpness": 8.0},
         "collapse head": {"collapse": "head"},
+        "kronecker, static": {"manifold": "kronecker", "predictor": "static"},
+        "kronecker, sharpness 1": {"manifold": "kronecker", "sharpness": 1.0},
+        "kronecker, gates of mHC": {"manifold": "kronecker", "pre_gate": "sigmoid", "post_gate": "double_sigmoid"},
     }
-    changes |= {name: {"manifold": name} for name in ("permutation", "stiefel", "spectral_sphere", "identity")}
-    changes["unconstrained"] = {"manifold": "unconstrained"}
     presets = {f"preset {name}": HyperConnectionConfig.preset(name) for name in ("hc", "mhc", "kromhc")}
     return {"plain": None, **{name: dataclasses.replace(default, **own) for name, own in changes.items()}, **presets}
 

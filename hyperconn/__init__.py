@@ -13,8 +13,8 @@ from hyperconn.connection import HyperConnection
 from hyperconn.manifolds import UnknownNameError
 from hyperconn.optimizer import parameter_groups
 from hyperconn.stack import HyperConnectionStack
-from hyperconn.stream_state import DelayedStreams, Handover
-from hyperconn.streams import HyperConnectionHead, collapse_streams, expand_streams
+from hyperconn.stream_state import Handover
+from hyperconn.streams import DelayedStreams, HyperConnectionHead, collapse_streams, expand_streams
 
 __version__ = "0.2.0"
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 
 from hyperconn import gates, predictors
-from hyperconn.ends import Ends
+from hyperconn.ends import CollapseStreams, Ends, ExpandStreams
 from hyperconn.files import read_table
 from hyperconn.gates import Gate
 from hyperconn.manifolds import Manifold, PluginError
@@ -33,6 +33,8 @@ _WHAT = "the hyper-connection config"
 
 # Of any number in a config: finite in float32, with room to multiply.
 _LARGEST = 1e30
+
+_MOST_AXES = 64  # of a tensor
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "orientation": ("direct", "transposed"),
@@ -88,6 +90,8 @@ class HyperConnectionConfig:
         expand: ``"copies"``, or ``"fractions"`` of the hidden vector (Frac-Connections); or an ``Expand``.
         collapse: how a model of this kind ends: ``"mean"``, ``"sum"``, a learned ``"head"``, ``"concat"`` (fractions),
             ``"pre"`` (delayed reads); or a ``Collapse``.
+        channel_dim: where hidden vectors and branches have their channels: -1 for ``[..., C]``, 1 for ``[B, C, H, W]``.
+            The streams have them last in any case.
         backend: ``"auto"``, ``"torch"`` or ``"triton"``.
 
     Raises:
@@ -124,6 +128,7 @@ class HyperConnectionConfig:
     read: Literal["immediate", "delayed"] = "immediate"
     expand: str | Expand = "copies"
     collapse: str | Collapse = "mean"
+    channel_dim: int = -1
     backend: str = "auto"
 
     _plugins: ClassVar[dict[str, dict[str, str]]]
@@ -141,6 +146,7 @@ class HyperConnectionConfig:
 
     def __post_init__(self) -> None:
         require_int(self, "streams", 1)
+        require_int(self, "channel_dim", -_MOST_AXES, _MOST_AXES)
         for name, choices in _CHOICES.items():
             value = getattr(self, name)
             if not isinstance(value, str) or value not in choices:
@@ -275,12 +281,11 @@ class HyperConnectionConfig:
         """How streams become a hidden vector; ``make_collapse().make(dim, n)`` is what a model calls at its end."""
         return COLLAPSES[self.collapse] if isinstance(self.collapse, str) else self.collapse
 
-    def make_ends(self, dim: int, *, channel_dim: int = -1, device: torch.device | str | None = None) -> Ends:
+    def make_ends(self, dim: int, *, device: torch.device | str | None = None) -> Ends:
         """What a model of ``dim`` channels needs before its first layer and after its last, as two modules.
 
         Args:
             dim: channels C of the model.
-            channel_dim: where they are: -1 in ``[..., C]``, 1 in ``[B, C, H, W]``; the same as in the layers.
             device: where parameters are made, if the collapse has any.
 
         >>> import torch
@@ -288,8 +293,13 @@ class HyperConnectionConfig:
         >>> expand(torch.ones(5, 8)).shape, collapse(torch.ones(5, 2, 8)).shape
         (torch.Size([5, 2, 8]), torch.Size([5, 8]))
         """
-        parts = self.make_expand(), self.make_collapse()
-        return Ends.of(*parts, dim, self.streams, channel_dim, self.norm_eps, device)
+        if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
+            raise ValueError(f"make_ends: dim must be a positive int, the channels of the model; got {dim!r}")
+        part, n, where = self.make_expand(), self.streams, self.channel_dim
+        back = CollapseStreams(
+            self.make_collapse(), part.stream_dim(dim, n), n, channel_dim=where, norm_eps=self.norm_eps, device=device
+        )
+        return Ends(ExpandStreams(part, dim, n, channel_dim=where, delayed=self.read == "delayed"), back)
 
     def _parts(self) -> tuple[Any, ...]:
         return tuple(self._make(field) for field in _REGISTERED)

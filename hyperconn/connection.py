@@ -11,33 +11,31 @@ import torch
 from torch import Tensor, nn
 
 from hyperconn.backends import choose_backend, require_backend
-from hyperconn.checks import check_carried, check_output, check_streams
+from hyperconn.checks import channels_moved, check_branch, check_carried, check_output, check_streams
 from hyperconn.coefficients import Coefficients, fused_spec, predict
 from hyperconn.config import HyperConnectionConfig
-from hyperconn.ends import require_channel_dim
 from hyperconn.initialization import start_logits
 from hyperconn.kernels import steps
 from hyperconn.kernels.autocast import without_autocast
 from hyperconn.manifolds import Manifold
-from hyperconn.manifolds.core.errors import unknown_name
 from hyperconn.manifolds.core.map import working_dtype
 from hyperconn.manifolds.registry.checkpoint_note import CheckpointNote
 from hyperconn.predictors import Start
 from hyperconn.spec import LayerSpec
-from hyperconn.stream_state import DelayedStreams, Entered, Handover, Write, recomputing
+from hyperconn.stream_state import Entered, Handover, Write, recomputing
+from hyperconn.streams import DelayedStreams
 
 
 class HyperConnection(CheckpointNote):
     r"""A residual connection over n streams: :math:`x' = H x + \mathrm{post}\; F(\mathrm{pre}^\top x)^\top`.
 
     Args:
-        branch: the wrapped function F (attention, MLP, …) from ``[..., C]`` to ``[..., C]``; None for code that uses
-            ``read`` only. See ``output`` for one that returns a tuple.
+        branch: the wrapped function F (attention, MLP, …) from ``[..., C]`` to ``[..., C]``, or with its channels where
+            the config's ``channel_dim`` says; a convolution then gets what it likes best, ``channels_last``. None for
+            code that uses ``read`` only.
         dim: channels C that the branch sees.
-        config: what kind of hyper-connection; by default H is doubly stochastic, a product of small factors.
+        config: what kind of hyper-connection; by default H is a rotation.
         layer_index: position in the stack of sublayers; the start leans on stream ``layer_index % n``.
-        channel_dim: where the branch has its channels, -1 for ``[..., C]``, 1 for ``[B, C, H, W]``. The streams have
-            them last in any case; a convolution then gets what it likes best, ``channels_last``.
         output: of a branch that returns a tuple, ``"first"`` writes the first element and drops the rest, ``"all"``
             passes the rest on.
         device: where the parameters are made.
@@ -83,20 +81,15 @@ class HyperConnection(CheckpointNote):
         config: HyperConnectionConfig | None = None,
         *,
         layer_index: int = 0,
-        channel_dim: int = -1,
         output: Literal["all", "first"] = "all",
         device: torch.device | str | None = None,
     ) -> None:
         nn.Module.__init__(self)
-        if branch is not None and not callable(branch):
-            raise TypeError(f"HyperConnection: branch must be a module or function, or None; got {branch!r}")
         self.spec = LayerSpec.of(HyperConnectionConfig() if config is None else config, dim, layer_index)
         require_backend(self.spec)
+        check_branch(self.spec, branch, output)
         self.branch = branch
-        require_channel_dim("HyperConnection", channel_dim)
-        if output not in ("all", "first"):
-            raise unknown_name("output of a HyperConnection", output, ("all", "first"))
-        self.channel_dim, self.output = channel_dim, output
+        self.output = output
         self.post_gain = self.config.post_gain
         # Not known yet. A functools.cached_property has a lock in older Pythons, which torch.compile does not take.
         self._fused_arguments: Any = ...
@@ -245,11 +238,7 @@ class HyperConnection(CheckpointNote):
         for observe in self.observers:
             observe(Coefficients(*map(entered.batched, coefficients)))
         u = entered.batched(u).to(entered.dtype)
-        if not -u.dim() <= self.channel_dim < u.dim():
-            raise IndexError(
-                f"{self.summary()}: channel_dim={self.channel_dim} is no axis of the input {list(u.shape)}"
-            )
-        u = u.movedim(-1, self.channel_dim)
+        u = channels_moved(self.spec, u)
         written = False
 
         def write(y: Tensor, into: HyperConnection | None = None) -> Tensor | DelayedStreams | Handover:
@@ -268,7 +257,7 @@ class HyperConnection(CheckpointNote):
                     "reach the streams; under torch.utils.checkpoint pass use_reentrant=False, or checkpoint the layer"
                 )
             written = True
-            return self._write(entered, streams, coefficients, y.movedim(self.channel_dim, -1), into)
+            return self._write(entered, streams, coefficients, y.movedim(self.config.channel_dim, -1), into)
 
         overloaded: Any = write  # checkers take no plain function for one
         return u, overloaded

@@ -17,7 +17,7 @@ from hyperconn.predictors import Layout, Predictor
 from hyperconn.streams import Expand
 
 # What two layers of one function may differ in.
-_NO_PART_OF_THE_FUNCTION = ("init", "sharpness", "scale_init", "fn_std", "collapse", "backend")
+_NO_PART_OF_THE_FUNCTION = ("init", "sharpness", "scale_init", "fn_std", "collapse", "channel_dim", "backend")
 
 
 @dataclass(frozen=True)

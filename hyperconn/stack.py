@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, overload
 from torch import Tensor, nn
 
 from hyperconn.connection import HyperConnection
-from hyperconn.stream_state import DelayedStreams, Handover
+from hyperconn.stream_state import Handover
+from hyperconn.streams import DelayedStreams
 
 
 class HyperConnectionStack(nn.ModuleList):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, TypeVar, overload
+from typing import Protocol, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -15,28 +15,6 @@ from hyperconn.spec import LayerSpec
 def recomputing() -> bool:
     """Whether a backward pass is running: it may repeat a step that a checkpoint wants to see again."""
     return torch._C._current_graph_task_id() != -1
-
-
-class DelayedStreams(NamedTuple):
-    """What passes between sublayers that read with the weights of the sublayer before (``read="delayed"``).
-
-    Attributes:
-        streams: ``[..., n, C]``.
-        pre: ``[..., n]``, float32 or wider: the weights that the next sublayer reads with; the last ones collapse the
-            streams.
-
-    Source: DeepSeek-V4.1.
-    """
-
-    streams: Tensor
-    pre: Tensor
-
-    @classmethod
-    def seed(cls, x: Tensor) -> DelayedStreams:
-        """What the first sublayer takes: streams ``x [..., n, C]``, read from stream 0 alone."""
-        first = torch.arange(x.shape[-2], device=x.device) == 0
-        pre = first.to(torch.promote_types(x.dtype, torch.float32)).expand(x.shape[:-1])
-        return cls(x, pre.contiguous())
 
 
 @dataclass(frozen=True)

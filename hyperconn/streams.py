@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +94,28 @@ def expand_streams(h: Tensor, streams: int, *, fractions: bool = False) -> Tenso
     if streams < 1:
         raise ValueError(f"expand_streams: streams must be at least 1, got {streams}")
     return EXPANDS["fractions" if fractions else "copies"](h, streams)
+
+
+class DelayedStreams(NamedTuple):
+    """What passes between sublayers that read with the weights of the sublayer before (``read="delayed"``).
+
+    Attributes:
+        streams: ``[..., n, C]``.
+        pre: ``[..., n]``, float32 or wider: the weights that the next sublayer reads with; the last ones collapse the
+            streams.
+
+    Source: DeepSeek-V4.1.
+    """
+
+    streams: Tensor
+    pre: Tensor
+
+    @classmethod
+    def seed(cls, x: Tensor) -> DelayedStreams:
+        """What the first sublayer takes: streams ``x [..., n, C]``, read from stream 0 alone."""
+        first = torch.arange(x.shape[-2], device=x.device) == 0
+        pre = first.to(torch.promote_types(x.dtype, torch.float32)).expand(x.shape[:-1])
+        return cls(x, pre.contiguous())
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -25,11 +26,11 @@ DIM = 8
 class Model(nn.Module):
     """Written once for every preset, as somebody would who reads its name from a file."""
 
-    def __init__(self, config: HyperConnectionConfig, branches: list[nn.Module], **layout: Any) -> None:
+    def __init__(self, config: HyperConnectionConfig, branches: list[nn.Module], first: int = 0) -> None:
         super().__init__()
-        self.expand, self.collapse = config.make_ends(DIM, **layout)
+        self.expand, self.collapse = config.make_ends(DIM)
         self.layers = nn.ModuleList(
-            HyperConnection(branch, DIM, config, layer_index=index, **layout) for index, branch in enumerate(branches)
+            HyperConnection(branch, DIM, config, layer_index=first + k) for k, branch in enumerate(branches)
         )
 
     def forward(self, h: Tensor) -> Tensor:
@@ -70,6 +71,8 @@ def test_ends_of_every_preset(preset: str) -> None:
     head = list(model.collapse.parameters())
     assert all(float(parameter.grad.abs().max()) > 0 for parameter in head)
     assert bool(head) == (config.collapse == "head")
+    later = Model(config, [nn.Linear(DIM, DIM)], first=2)  # a second stage: its first layer is not the model's
+    assert later(out.detach()).shape == h.shape
     if config.collapse not in ("head", "pre"):
         assert torch.equal(Model(config, [])(h), collapse_streams(model.expand(h), config.collapse))
 
@@ -149,7 +152,8 @@ def test_channels_first(preset: str, rank: int) -> None:
             return self.convolution(torch.relu(u).movedim(-1, 1)).movedim(1, -1)
 
     config = HyperConnectionConfig.preset(preset)
-    first = Model(config, [nn.Sequential(nn.ReLU(inplace=True), c) for c in convolutions], channel_dim=1)
+    channels_first = dataclasses.replace(config, channel_dim=1)
+    first = Model(channels_first, [nn.Sequential(nn.ReLU(inplace=True), c) for c in convolutions])
     last = Model(config, [Last(c) for c in convolutions])
     scrambled(first)
     for ours, theirs in zip(first.layers, last.layers, strict=True):
@@ -168,25 +172,28 @@ def test_convolutions_get_their_favourite_layout() -> None:
     seen = []
     branch = nn.Conv2d(DIM, DIM, 1)
     branch.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    Model(HyperConnectionConfig(), [branch], channel_dim=1)(torch.randn(2, DIM, 4, 5))
+    Model(HyperConnectionConfig(channel_dim=1), [branch])(torch.randn(2, DIM, 4, 5))
     assert seen[0].is_contiguous(memory_format=torch.channels_last)
 
 
 def test_wrong_layouts_say_what_to_pass() -> None:
-    config = HyperConnectionConfig()
-    expand, _ = config.make_ends(DIM)
-    with pytest.raises(ValueError, match=r"8 channels at channel_dim=-1.*\[2, 8, 4, 5\].*channel_dim=1 to make_ends"):
-        expand(torch.randn(2, DIM, 4, 5))
-    with pytest.raises(ValueError, match=r"channel_dim=1, got the shape \[2, 4, 5, 8\].*leave it out of both"):
-        config.make_ends(DIM, channel_dim=1).expand(torch.randn(2, 4, 5, DIM))
-    with pytest.raises(ValueError, match=r"make_ends\(dim, channel_dim=1\)"):
-        HyperConnection(nn.Identity(), DIM, config)(torch.randn(2, DIM, 4, 5))
-    with pytest.raises(IndexError, match=r"channel_dim=2 is no axis of the input \[2, 8\]"):
-        HyperConnection(nn.Identity(), DIM, config, channel_dim=2)(torch.randn(2, 4, DIM))
-    with pytest.raises(TypeError, match="channel_dim is the axis of the channels, an int; got 1.0"):
-        HyperConnection(nn.Identity(), DIM, config, channel_dim=1.0)  # type: ignore[arg-type]
+    last, first = HyperConnectionConfig(), HyperConnectionConfig(channel_dim=1)
+    with pytest.raises(ValueError, match=r"8 channels at channel_dim=-1.*\[2, 8, 4, 5\].*config needs channel_dim=1"):
+        last.make_ends(DIM).expand(torch.randn(2, DIM, 4, 5))
+    with pytest.raises(ValueError, match=r"channel_dim=1, got the shape \[2, 4, 5, 8\].*for \[..., C\] -1"):
+        first.make_ends(DIM).expand(torch.randn(2, 4, 5, DIM))
+    with pytest.raises(ValueError, match="channel_dim=1 in the config"):
+        HyperConnection(nn.Identity(), DIM, last)(torch.randn(2, DIM, 4, 5))
+    with pytest.raises(IndexError, match=r"channel_dim=1 is no axis of the branch's input \[8\]"):
+        HyperConnection(nn.Identity(), DIM, first)(torch.randn(4, DIM))
+    for begin in (nn.Conv1d(DIM, 4, 1), nn.BatchNorm2d(DIM), nn.Sequential(nn.Sequential(nn.Conv2d(DIM, DIM, 1)))):
+        with pytest.raises(ValueError, match=r"the branch begins with \w+\(8.*make the config with channel_dim=1"):
+            HyperConnection(begin, DIM, last)
+        HyperConnection(begin, DIM, first)
+    with pytest.raises(TypeError, match="channel_dim must be an int, got 1.0"):
+        HyperConnectionConfig(channel_dim=1.0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="dim must be a positive int"):
-        config.make_ends(0)
+        last.make_ends(0)
 
 
 class SelfAttention(nn.MultiheadAttention):

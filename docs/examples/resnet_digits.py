@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from hyperconn import HyperConnection, HyperConnectionConfig
 
-CONFIG = HyperConnectionConfig(streams=4)
+CONFIG = HyperConnectionConfig(streams=4, channel_dim=1)
 
 
 def convolutions(dim):
@@ -20,9 +20,9 @@ class Stage(nn.Module):
 
     def __init__(self, dim, blocks, first):
         super().__init__()
-        self.expand, self.collapse = CONFIG.make_ends(dim, channel_dim=1)
+        self.expand, self.collapse = CONFIG.make_ends(dim)
         self.blocks = nn.ModuleList(
-            HyperConnection(convolutions(dim), dim, CONFIG, layer_index=first + k, channel_dim=1) for k in range(blocks)
+            HyperConnection(convolutions(dim), dim, CONFIG, layer_index=first + k) for k in range(blocks)
         )
 
     def forward(self, h):
