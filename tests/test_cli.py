@@ -48,6 +48,7 @@ def test_show_manifolds_and_presets(name: str) -> None:
     shown = manifolds.get(HyperConnectionConfig.preset(name).manifold if preset else name)  # type: ignore[arg-type]
     assert f"manifold {shown.name}: {shown.__name__}(n=4" in result.stdout
     assert str(shown.__doc__).strip().splitlines()[0].replace("``", "") in result.stdout
+    assert not any(mark in result.stdout for mark in ("``", "**", ":math:", "\\", ">>>"))
     assert "tolerance" in result.stdout and "violation" in result.stdout
     assert (f"preset {name}" in result.stdout) == preset
     matrix = [line.split() for line in result.stdout.splitlines()[-4:]]
@@ -243,10 +244,7 @@ def test_a_step_is_a_forward_and_backward_of_everything() -> None:
         # What was asked for by name cannot be left out.
         ("birkhoff permutation --streams 8", "the largest n is 6"),
         ("birkhoff even --streams 8", "even of extra 1.0: ValueError: n must be"),
-        (
-            "birkhoff stumbles --streams 8",
-            "stumbles of extra 1.0: PartError: manifold Odd of extra 1.0: forward of Odd(n=8) raised IndexError",
-        ),
+        ("birkhoff stumbles --streams 8", "manifold Odd of extra 1.0: forward of Odd(n=8) raised IndexError"),
     ],
 )
 def test_bad_input_of_bench(zoo: None, arguments: str, message: str) -> None:
@@ -262,6 +260,6 @@ def test_without_names_what_cannot_be_timed_is_left_out(zoo: None) -> None:
         "permutation: ",
         "even: even of extra 1.0: ValueError: n must be a multiple of 6",
         "lost: manifold plugin 'lost' (entry point lost = extra_lost:Odd of extra 1.0) cannot be imported: SystemExit",
-        "stumbles: stumbles of extra 1.0: PartError: manifold Odd of extra 1.0: forward of Odd(n=8) raised IndexError",
+        "stumbles: manifold Odd of extra 1.0: forward of Odd(n=8) raised IndexError: list index out of range",
     ):
         assert sum(said.startswith(line) for said in below.splitlines()) == 1, (line, below)

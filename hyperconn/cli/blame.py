@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from hyperconn.manifolds import PluginError
+from hyperconn.manifolds.core.errors import PartError
 from hyperconn.manifolds.registry import MANIFOLDS, Registry
 from hyperconn.predictors import PREDICTORS
 
@@ -26,6 +27,8 @@ def blaming_plugins(name: str, registry: Registry[Any] = MANIFOLDS) -> Iterator[
     except BaseException as error:
         if not foreign or isinstance(error, KeyboardInterrupt):
             raise
+        if isinstance(error, PartError):  # which names the class and who provides it
+            raise PluginError(str(error)) from error
         raise PluginError(f"{name} of {origin}: {type(error).__name__}: {error}") from error
 
 
