@@ -97,7 +97,7 @@ def test_equal_time_is_known_or_not(changes: dict[str, Any], expected: float | N
             [2.0, 2.0, 2.0],
             "costs something here: hc diverged in 1 of 3 runs at learning rate ×1, b in",
         ),
-        ([1.5, 1.6, 1.5], [2.0, 2.0, 2.0], "Leaving H free wins here"),
+        ([1.5, 1.6, 1.5], [2.0, 2.0, 2.0], "Leaving H free wins here: hc at learning rate ×1 ended below every"),
         ([1.5, 2.6, 1.5], [2.0, 2.0, 2.0], "costs nothing here that goes beyond two standard errors"),
         ([2.5, 2.6], [2.0, 2.0], "Fewer than 3 seeds: no verdict"),
     ],
@@ -106,6 +106,16 @@ def test_the_first_line(free: list[float | None], held: list[float | None], says
     records = made("plain", [2.0] * len(free)) + made("hc", free) + made("b", held)
     assert says in headline(records)
     assert headline(records[: -len(held)]) == "" == headline(made("plain", [2.0]) + made("b", [2.0]))
+
+
+def test_the_first_line_takes_no_side() -> None:
+    """Where a free H wins at one learning rate and loses at another, both are said."""
+    lost = made("hc", [2.5, 2.6, 2.5]) + made("b", [2.0] * 3)
+    even = made("hc", [2.0, 2.1, 1.9], 10.0) + made("b", [2.0] * 3, 10.0)
+    won = made("hc", [1.5, 1.6, 1.5], 4.0) + made("b", [2.0] * 3, 4.0)
+    both = headline(lost + won + even)
+    assert "costs something here: hc ends above b" in both and "But hc at learning rate ×4 ended below" in both
+    assert headline(won + even).startswith("Leaving H free wins in part here: hc at learning rate ×4 ended")
 
 
 def test_reports_merge_or_say_why_not() -> None:

@@ -145,7 +145,7 @@ def number(value: float) -> str:
 
 
 def headline(records: Sequence[Record]) -> str:
-    """Whether it costs anything to leave H free, in one sentence: divergence, or a loss beyond two standard errors.
+    """What it costs to leave H free, and where it wins: divergence, and losses apart by more than two standard errors.
 
     Empty where no contestant is free, or none has a constraint.
     """
@@ -154,7 +154,7 @@ def headline(records: Sequence[Record]) -> str:
     held = {key: s for key, s in found.items() if s.runs[0].kind != FREE and not s.runs[0].plain}
     if not free or not held:
         return ""
-    costs, wins, few = [], 0, False
+    costs, wins, few = [], [], False
     for (name, factor), loose in free.items():
         at = f"at learning rate ×{factor:g}"
         rivals = {other: s for (other, rate), s in held.items() if rate == factor}
@@ -169,13 +169,15 @@ def headline(records: Sequence[Record]) -> str:
             ]
             if above:
                 costs.append(f"{name} ends above {', '.join(above)} {at}")
-            wins += bool(gaps) and all(own and own.value < 0 and _word(own) for own in gaps.values())
+            if gaps and all(own and own.value < 0 and _word(own) for own in gaps.values()):
+                wins.append(f"{name} {at}")
+    won = f"{'; '.join(wins)} ended below every constraint that did not diverge"
     if costs:
-        return f"Leaving H free costs something here: {'; '.join(costs)}."
+        return f"Leaving H free costs something here: {'; '.join(costs)}." + (f" But {won}." if wins else "")
     if few:
         return f"Fewer than {MIN_SEEDS} seeds: no verdict on whether leaving H free costs anything here."
-    if wins == len(free):
-        return "Leaving H free wins here: it has a lower loss than every constraint, at every learning rate."
+    if wins:
+        return f"Leaving H free {'wins' if len(wins) == len(free) else 'wins in part'} here: {won}."
     return "Leaving H free costs nothing here that goes beyond two standard errors."
 
 
