@@ -14,6 +14,8 @@ from hyperconn import BackendUnavailableError, HyperConnection, HyperConnectionC
 from hyperconn.manifolds import Manifold
 
 NORM_EPS = 1e-6
+# Predictor and gates of mHC: what the other implementations have, whatever the constraint.
+MHC: dict[str, Any] = {"predictor": "flat", "pre_gate": "sigmoid", "post_gate": "double_sigmoid"}
 
 # table name -> manifold and options
 MANIFOLDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -135,9 +137,8 @@ def formula_of(layer: HyperConnection) -> Formula:
 def _layer(name: str, backend: str, branch: Branch, shape: Shape, device: torch.device, seed: int) -> HyperConnection:
     manifold, options = MANIFOLDS[name]
     try:
-        config = HyperConnectionConfig(
-            streams=shape.streams, manifold=manifold, manifold_options=options, norm_eps=NORM_EPS, backend=backend
-        )
+        chosen = {"manifold": manifold, "manifold_options": options, **MHC}
+        config = HyperConnectionConfig(shape.streams, norm_eps=NORM_EPS, backend=backend, **chosen)
         inside = branch(shape.channels, device, shape.dtype)
         layer = HyperConnection(inside, shape.channels, config, layer_index=seed, device=device)
     except BackendUnavailableError as error:

@@ -284,10 +284,6 @@ class HyperConnectionConfig:
     def make_ends(self, dim: int, *, device: torch.device | str | None = None) -> Ends:
         """What a model of ``dim`` channels needs before its first layer and after its last, as two modules.
 
-        Args:
-            dim: channels C of the model.
-            device: where parameters are made, if the collapse has any.
-
         >>> import torch
         >>> expand, collapse = HyperConnectionConfig.preset("ihc", streams=2).make_ends(8)
         >>> expand(torch.ones(5, 8)).shape, collapse(torch.ones(5, 2, 8)).shape

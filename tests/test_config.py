@@ -275,6 +275,7 @@ OPTIONS = "options are a table of names and values, got "
     ("table", "message"),
     [
         *(({"streams": value}, rf"^{OWN}streams must .*, got {value!r}$") for value in (4.0, "4", True, None)),
+        *(({"channel_dim": value}, rf"^{OWN}channel_dim must .*, got {value!r}$") for value in (1.0, "1", True, 65)),
         ({"streams": 100_000}, r"^Stiefel: n must be at least 1 and at most 1024, got 100000"),
         *(
             ({name: value}, rf"^{OWN}{name} is a name, one of .*, or a \w+ object, got {value!r}$")
@@ -316,7 +317,7 @@ def test_wrong_types(table: dict[str, Any], message: str) -> None:
 
 
 def test_every_key_meets_a_wrong_type() -> None:
-    named = {*NUMBERS, *CHOICES, *PARTS, *(f"{name}_options" for name in PARTS), "streams"}
+    named = {*NUMBERS, *CHOICES, *PARTS, *(f"{name}_options" for name in PARTS), "streams", "channel_dim"}
     assert named == {field.name for field in dataclasses.fields(HyperConnectionConfig)}
 
 

@@ -25,7 +25,7 @@ from hyperconn.testing import kernel_laws
 from layer_cases import DIM, PRESETS, make_block
 from source_tree import ROOT
 
-KRONECKER: dict[str, Any] = {"manifold": "kronecker", "n": 2}  # quick in the interpreter
+KRONECKER: dict[str, Any] = {"manifold": "kronecker", "predictor": "flat", "n": 2}  # quick in the interpreter
 TURNED = {"orientation": "transposed", "pre_eps": 0.25, "post_eps": 0.5, "post_gain": 1.7, "norm_eps": 0.1}
 CASES: dict[str, dict[str, Any]] = {
     **{preset: {"preset": preset} for preset in PRESETS if preset != "fc"},  # fractions have no kernels
@@ -33,8 +33,8 @@ CASES: dict[str, dict[str, Any]] = {
     "eps outside": {"manifold": "stiefel", "norm_eps": 0.3, "norm_eps_mode": "outside"},
     "sixteen streams": {"manifold": "unconstrained", "n": 16},
     "one stream": {**KRONECKER, "n": 1},
-    "per stream": {"predictor": "per_stream", **KRONECKER},
-    "static": {"predictor": "static", **KRONECKER},
+    "per stream": {**KRONECKER, "predictor": "per_stream"},
+    "static": {**KRONECKER, "predictor": "static"},
     "static, turned": {"predictor": "static", **TURNED},
     "without a pair": {"manifold": HEALTHY, "n": 3},
     "a pair of our own": {"manifold": Diagonal(n=3), "n": 3},

@@ -168,7 +168,9 @@ def test_the_gain_of_the_write_weights_can_be_scheduled() -> None:
     config = HyperConnectionConfig(manifold="kronecker", post_gate="sigmoid", post_gain=2.0)
     block = HyperConnection(Branch(), C, config, layer_index=1).double()
     randomise(block)
-    twin = HyperConnection(Branch(), C, HyperConnectionConfig(post_gate="double_sigmoid"), layer_index=1).double()
+    twin = HyperConnection(
+        Branch(), C, HyperConnectionConfig(manifold="kronecker", post_gate="double_sigmoid"), layer_index=1
+    ).double()
     twin.load_state_dict(dict(block.state_dict()))
     x = torch.randn(3, 4, C, dtype=torch.float64)
     assert_relative(block(x), twin(x), 1e-14, "x' at gain 2")
