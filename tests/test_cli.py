@@ -45,17 +45,18 @@ def test_show_manifolds_and_presets(name: str) -> None:
     result = run("show", name)
     assert result.exit_code == 0
     preset = name in HyperConnectionConfig.presets()
+    n = HyperConnectionConfig.preset(name).streams if preset else 4
     shown = manifolds.get(HyperConnectionConfig.preset(name).manifold if preset else name)  # type: ignore[arg-type]
-    assert f"manifold {shown.name}: {shown.__name__}(n=4" in result.stdout
+    assert f"manifold {shown.name}: {shown.__name__}(n={n}" in result.stdout
     assert str(shown.__doc__).strip().splitlines()[0].replace("``", "") in result.stdout
     assert not any(mark in result.stdout for mark in ("``", "**", ":math:", "\\", ">>>"))
     assert "tolerance" in result.stdout and "violation" in result.stdout
     assert (f"preset {name}" in result.stdout) == preset
-    matrix = [line.split() for line in result.stdout.splitlines()[-4:]]
+    matrix = [line.split() for line in result.stdout.splitlines()[-n:]]
     H = torch.tensor([[float(value) for value in line] for line in matrix])
-    assert H.shape == (4, 4)
-    if shown(n=4).invariants:
-        assert shown(n=4).violation(H) < (0.1 if shown.name == "birkhoff" else 1e-3)
+    assert H.shape == (n, n)
+    if shown(n=n).invariants:
+        assert shown(n=n).violation(H) < (0.1 if shown.name == "birkhoff" else 1e-3)
 
 
 @pytest.mark.parametrize("module", [gates, predictors], ids=["gate", "predictor"])

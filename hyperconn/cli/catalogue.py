@@ -130,7 +130,7 @@ def show(
     with bad_input():
         # A name can be both: the preset is the whole system, and its manifold follows.
         preset = name in HyperConnectionConfig.presets()
-        config = HyperConnectionConfig.preset(name, streams=n or 4) if preset else None
+        config = HyperConnectionConfig.preset(name, streams=n) if preset else None
         registry, part = (MANIFOLDS, config.make_manifold()) if config else _find(name, n)
     try:
         with blaming_plugins(part.name, registry):
@@ -167,7 +167,7 @@ def _find(name: str, n: int | None) -> tuple[Registry[Any], Any]:
 
 def _show_preset(name: str, config: HyperConnectionConfig) -> None:
     say(f"preset {name}: of the default config, it changes")
-    default = HyperConnectionConfig(streams=config.streams)
+    default = HyperConnectionConfig()
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if value != getattr(default, field.name):
