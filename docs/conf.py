@@ -11,7 +11,7 @@ project = "hyperconn"
 version = release = hyperconn.__version__
 copyright = "the authors of hyperconn"
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "_site.generated", "_site.mathml"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "_site.generated"]
 exclude_patterns = ["_site", "plugin-example/[!R]*", "**/__pycache__", "**/.*"]
 highlight_language = "none"
 smartquotes = False  # x' is a prime, and -- an option
@@ -45,7 +45,6 @@ napoleon_numpy_docstring = False
 # Attributes are listed, not declared: one that is a documented property as well would be described twice.
 napoleon_custom_sections = [("Attributes", "params_style"), ("Options", "params_style"), "Shapes"]
 
-html_math_renderer = "mathml"
 html_theme = "furo"
 html_title = f"hyperconn {version}"
 html_copy_source = False

@@ -27,7 +27,7 @@ from hyperconn.streams import DelayedStreams
 
 
 class HyperConnection(CheckpointNote):
-    r"""A residual connection over n streams: :math:`x' = H x + \mathrm{post}\; F(\mathrm{pre}^\top x)^\top`.
+    """A residual connection over n streams: ``x' = H x + post F(preᵀ x)ᵀ``.
 
     Args:
         branch: the wrapped function F (attention, MLP, …) from ``[..., C]`` to ``[..., C]``, or with its channels where

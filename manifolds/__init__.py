@@ -3,7 +3,7 @@
 from hyperconn.manifolds.birkhoff import Birkhoff
 from hyperconn.manifolds.core import invariants
 from hyperconn.manifolds.core.class_check import API_VERSION
-from hyperconn.manifolds.core.errors import PluginError, UnknownNameError
+from hyperconn.manifolds.core.errors import PartError, PluginError, UnknownNameError
 from hyperconn.manifolds.core.invariants import Invariant
 from hyperconn.manifolds.core.manifold import Manifold
 from hyperconn.manifolds.core.symmetries import Symmetry
@@ -27,6 +27,7 @@ __all__ = [
     "Invariant",
     "Kronecker",
     "Manifold",
+    "PartError",
     "Permutation",
     "PluginError",
     "PluginVersionWarning",

@@ -72,12 +72,10 @@ def test_every_command_and_option_is_in_the_reference(site: Path) -> None:
         assert section and [option for option in options if option not in section] == [], name
 
 
-def test_invariants_and_formulas_are_drawn(site: Path) -> None:
+def test_invariants_are_listed(site: Path) -> None:
     page = text_of(site / "reference" / "manifolds.html")
     for name in ("row_sums", "orthogonal", "idempotent"):
         assert f"{name}\n" in page and getattr(manifolds.invariants, name).statement in page
-    html = (site / "reference" / "manifolds.html").read_text(encoding="utf-8")
-    assert html.count("<math") > 5 and "\\top" not in html
 
 
 def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:
