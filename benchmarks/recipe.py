@@ -309,9 +309,9 @@ def main() -> None:
             done = _read(options.results)
             steps = _steps_in_equal_time(done, model, schedule, variant) if options.equal_time else case.steps
             key = {"model": model, "schedule": schedule, "variant": variant, "steps": steps, "seed": seed}
-            settings = {} if config is None else {"config": config.to_dict()}
-            if any(key.items() <= line.items() and line.get("config") == settings.get("config") for line in done):
+            if any(key.items() <= line.items() and _config_of(line) == config for line in done):
                 continue
+            settings = {} if config is None else {"config": config.to_dict()}
             result = train(case, config, seed, schedule, steps)
             line = {**key, **{name: float(f"{value:.6g}") for name, value in result.items()}, **settings}
             with options.results.open("a", encoding="utf-8") as file:
@@ -321,6 +321,10 @@ def main() -> None:
 
 def _read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+
+
+def _config_of(line: dict[str, Any]) -> HyperConnectionConfig | None:
+    return HyperConnectionConfig.from_dict(line["config"]) if "config" in line else None
 
 
 def _steps_in_equal_time(lines: list[dict[str, Any]], model: str, schedule: str, variant: str) -> int:
